@@ -1,0 +1,214 @@
+"""Every kind of block against a dense oracle: jacrev through the model's own sdpa attention in float64."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tightpass as tp
+from tightpass.errors import InputError, VerificationError
+from tightpass.jacobian.operator import Jacobian
+from tightpass.models.families import family_of, layer_parts, submodule
+
+IDS = [5, 17, 2, 88, 41, 7, 60]
+KINDS = ("mlp", "attn", "head", "layer", "model")
+
+
+def oracle_function(hf_model, kind, layer, head, norm, residual, x_of):
+    """The block written out by hand on a fresh copy of the model, through sdpa."""
+    base = copy.deepcopy(hf_model).requires_grad_(False)
+    base.set_attn_implementation("sdpa")
+    family = family_of(base.config)
+    layers = [layer_parts(module, family, base.config) for module in submodule(base, family.layers)]
+    causal = family.causal(base.config)
+
+    def mixed(parts, h):
+        """The per-head outputs, by scaled_dot_product_attention itself."""
+        attention = parts.context
+        names = ("q_proj", "k_proj", "v_proj") if hasattr(attention, "q_proj") else ("query", "key", "value")
+        heads = base.config.num_attention_heads
+        q, k, v = (getattr(attention, n)(h).reshape(len(h), heads, -1).transpose(0, 1) for n in names)
+        out = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=causal)
+        return out[0].transpose(0, 1)
+
+    def attend(parts, h):
+        return parts.projection(mixed(parts, h).reshape(len(h), -1))
+
+    def feed(parts, h):
+        return parts.down(parts.act(parts.up(h)))
+
+    def whole(parts, x):
+        if family.pre_norm(base.config):
+            x = x + attend(parts, parts.attn_norm(x))
+            return x + feed(parts, parts.mlp_norm(x))
+        norms = (
+            (parts.layer.self_attn_layer_norm, parts.layer.final_layer_norm)
+            if base.config.model_type == "opt"
+            else (parts.layer.attention.output.LayerNorm, parts.layer.output.LayerNorm)
+        )
+        x = norms[0](x + attend(parts, x))
+        return norms[1](x + feed(parts, x))
+
+    def function(x):
+        if kind == "model":
+            for parts in layers:
+                x = whole(parts, x)
+            final = getattr(base.decoder, "final_layer_norm", None) if base.config.model_type == "opt" else None
+            return final(x) if final is not None and norm else x
+        parts = layers[layer]
+        if kind == "layer":
+            return whole(parts, x)
+        pre = parts.mlp_norm if kind == "mlp" else parts.attn_norm
+        h = pre(x) if norm and pre is not None else x
+        if kind == "mlp":
+            y = feed(parts, h)
+        elif kind == "attn":
+            y = attend(parts, h)
+        else:
+            per_head = mixed(parts, h)
+            keep = torch.zeros(per_head.shape[1], 1, dtype=x.dtype)
+            keep[head] = 1
+            y = (per_head * keep).reshape(len(x), -1) @ parts.projection.weight.T
+        return x + y if residual else y
+
+    return function
+
+
+def options_of(kind):
+    return {"layer": None if kind == "model" else 1, "head": 2 if kind == "head" else None}
+
+
+CASES = [(kind, norm, residual) for kind in KINDS for norm in (True, False) for residual in (False, True)
+         if not (kind == "layer" and not norm) and not (residual and not norm)]
+
+
+@pytest.mark.parametrize(("kind", "norm", "residual"), CASES)
+def test_dense_equals_jacrev_through_sdpa(hf_model, kind, norm, residual):
+    model = tp.load_model(hf_model)
+    block = tp.block(model, kind, token_ids=IDS, norm=norm, residual=residual, **options_of(kind))
+    f = oracle_function(hf_model, kind, 1, 2, norm, residual, block.x)
+    expected = torch.func.jacrev(f)(block.x).reshape(block.x.numel(), -1)
+    J = tp.jacobian(block)
+    sigma1 = torch.linalg.matrix_norm(expected, 2)
+    assert torch.linalg.matrix_norm(J.dense() - expected, 2) <= 1e-12 * sigma1
+    values = torch.linalg.svdvals(expected).numpy()
+    assert np.abs(tp.spectrum(J).values - values).max() <= 1e-12 * float(sigma1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_those_of_the_dense_matrix(hf_model, kind):
+    J = tp.jacobian(tp.block(tp.load_model(hf_model), kind, token_ids=IDS, **options_of(kind)))
+    A = J.dense()
+    rng = torch.Generator().manual_seed(3)
+    X = torch.randn(J.shape[1], 3, generator=rng, dtype=J.dtype)
+    Y = torch.randn(J.shape[0], 2, generator=rng, dtype=J.dtype)
+    scale = torch.linalg.matrix_norm(A, 2)
+    assert torch.linalg.norm(J @ X - A @ X) <= 1e-13 * scale * X.norm()
+    assert torch.linalg.norm(J.T @ Y - A.T @ Y) <= 1e-13 * scale * Y.norm()
+    assert torch.equal(J @ X[:, 0], (J @ X[:, :1])[:, 0])
+    as_numpy = J @ X.numpy()
+    assert isinstance(as_numpy, np.ndarray)
+    assert np.array_equal(as_numpy, (J @ X).numpy())
+    S = J.to_scipy()
+    assert np.allclose(S @ X.numpy(), as_numpy, rtol=0, atol=1e-12 * float(scale))
+    assert np.allclose(S.H @ Y.numpy(), (A.T @ Y).numpy(), rtol=0, atol=1e-12 * float(scale))
+    u, v = X[:, 0], Y[:, 0]
+    assert abs(v @ (J @ u) - (J.T @ v) @ u) <= 1e-13 * v.norm() * (J @ u).norm()
+
+
+@pytest.mark.parametrize("memory", [None, 10_000])
+@pytest.mark.parametrize("kind", ["mlp", "attn"])
+def test_chunks_do_not_change_the_answer(small_opt, kind, memory):
+    block = tp.block(tp.load_model(small_opt), kind, layer=0, token_ids=IDS)
+    J = tp.jacobian(block, memory=memory)
+    assert (J._whole.columns == 1) == (memory is not None)
+    assert torch.allclose(J.dense(), tp.jacobian(block).dense(), rtol=0, atol=1e-14)
+
+
+def test_block_diagonal_panels_in_groups(small_opt, monkeypatch):
+    block = tp.block(tp.load_model(small_opt), "mlp", layer=0, token_ids=IDS)
+    expected = tp.jacobian(block).dense()
+    monkeypatch.setattr(sys.modules["tightpass.jacobian.operator"], "PANEL_ELEMENTS", 3 * 21 * 21)
+    J = tp.jacobian(block)
+    assert [p.rows for p in J.panels()] == [(0, 1, 2), (3, 4, 5), (6,)]
+    assert torch.allclose(J.dense(), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("tokens", "d", "rows", "columns"), [(1, 1, 1, 1), (3, 4, 5, 2), (7, 2, 1, 9)])
+def test_any_function_of_a_tokens_by_width_tensor(tokens, d, rows, columns):
+    rng = torch.Generator().manual_seed(4)
+    W = torch.randn(rows * columns, tokens * d, generator=rng, dtype=torch.float64)
+    J = tp.jacobian(lambda x: (W @ x.reshape(-1)).reshape(rows, columns), torch.zeros(tokens, d, dtype=torch.float64))
+    assert J.shape == W.shape
+    assert torch.equal(J.dense(), W)
+    S = tp.spectrum(J, vectors=1)
+    assert np.allclose(S.values, torch.linalg.svdvals(W).numpy(), atol=1e-12)
+    assert S.floor.parts[0].method.startswith("assumed")
+
+
+def test_a_false_structure_is_found_out():
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    backwards = lambda x: x.flip(0).cumsum(0).flip(0)  # noqa: E731 - token t reads tokens t and later
+    with pytest.raises(VerificationError, match="claimed BlockLowerTriangular"):
+        tp.jacobian(backwards, x, tp.BlockLowerTriangular())
+    with pytest.raises(VerificationError, match="claimed BlockDiagonal"):
+        tp.jacobian(lambda x: x.cumsum(0), x, tp.BlockDiagonal())
+    assert torch.equal(tp.jacobian(lambda x: x.cumsum(0), x, tp.BlockLowerTriangular()).dense(),
+                       torch.kron(torch.ones(4, 4).tril(), torch.eye(3)).double())
+    tanh = tp.jacobian(torch.tanh, x, tp.BlockDiagonal())
+    assert torch.allclose(tanh.dense(), torch.diag(1 - torch.tanh(x.reshape(-1)) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("operand", "message"),
+    [
+        (torch.zeros(5, 2, dtype=torch.float64), r"expects shape \(147, k\), got \(5, 2\)"),
+        (torch.zeros(147, 2), "expects torch.float64, got torch.float32"),
+        (torch.zeros(147, 2, 2, dtype=torch.float64), "expects shape"),
+    ],
+)
+def test_wrong_operands_are_named(small_opt, operand, message):
+    J = tp.jacobian(tp.block(tp.load_model(small_opt), "mlp", layer=0, token_ids=IDS))
+    with pytest.raises(InputError, match=message):
+        J @ operand
+    with pytest.raises(InputError, match="use matmat"):
+        J.matvec(torch.zeros(147, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(2, 2, 2), torch.zeros(2, 2, dtype=torch.long), None])
+def test_wrong_points_are_named(x):
+    with pytest.raises(InputError, match=r"floating \(tokens, d\) tensor|needs the point"):
+        tp.jacobian(torch.tanh, x)
+
+
+def test_lowered_precision_is_refused():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="autocast"):
+        tp.jacobian(torch.tanh, torch.zeros(1, 1))
+
+
+def test_columns_are_carried_in_one_forward_pass():
+    calls = []
+
+    def counted(x):
+        calls.append(None)
+        return torch.tanh(x)
+
+    J = Jacobian(counted, torch.zeros(3, 2, dtype=torch.float64))
+    before = len(calls)
+    J.T @ torch.eye(6, dtype=torch.float64)
+    assert len(calls) == before
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 10**6))
+def test_linear_maps_are_their_own_jacobian(tokens, d, seed):
+    rng = torch.Generator().manual_seed(seed)
+    W = torch.randn(d, d, generator=rng, dtype=torch.float64)
+    J = tp.jacobian(lambda x: x @ W.T, torch.randn(tokens, d, generator=rng, dtype=torch.float64), tp.BlockDiagonal())
+    assert torch.equal(J.dense(), torch.block_diag(*[W] * tokens))

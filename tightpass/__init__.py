@@ -1,0 +1,33 @@
+"""Through how few directions does a transformer block pass information? The public face."""
+
+from importlib.metadata import version
+
+__version__ = version("tightpass")
+
+# `run` is a module and a function; importing the function last leaves the function's name in place.
+from tightpass.config import Config
+from tightpass.errors import DoesNotFitError, InputError, TightpassError, VerificationError
+from tightpass.jacobian.operator import jacobian
+from tightpass.models.blocks import block
+from tightpass.models.loading import load_model
+from tightpass.rank.verdict import spectrum
+from tightpass.run import open, run, verify
+from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense
+
+__all__ = [
+    "BlockDiagonal",
+    "BlockLowerTriangular",
+    "Config",
+    "Dense",
+    "DoesNotFitError",
+    "InputError",
+    "TightpassError",
+    "VerificationError",
+    "block",
+    "jacobian",
+    "load_model",
+    "open",
+    "run",
+    "spectrum",
+    "verify",
+]

@@ -1,0 +1,258 @@
+"""The command line: parses, calls, prints. No arithmetic here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tightpass.config import Config, format_bytes
+from tightpass.errors import Interrupted, TightpassError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Through how few directions does a transformer block pass information?",
+)
+stderr = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="A run directory.")]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the fields of `Config` as flags, so that flags and fields cannot drift apart."""
+
+    @functools.wraps(command)
+    def wrapped(config: str | None, debug: bool, json: bool, **flags: Any) -> None:
+        given = {name: value for name, value in flags.items() if value is not None}
+
+        def act() -> None:
+            command(Config.read(config, **given) if config else Config.of(**given), json)
+
+        guarded(act, debug)
+
+    parameters = [_flag(name, field) for name, field in Config.model_fields.items()]
+    for name, kind, default in (
+        ("config", Annotated[str | None, typer.Option(help="YAML file with any of these options; flags win.")], None),
+        ("json", Json, False),
+        ("debug", Debug, False),
+    ):
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default))
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapped
+
+
+def _flag(name: str, field: Any) -> inspect.Parameter:
+    """One option; None stands for "not given", so that a YAML file can supply it."""
+    default = "" if field.default is None else f" (default {_shown(field.default)})"
+    flag = "--" + name.replace("_", "-")
+    kinds = {"int": int, "int | None": int, "bool": bool}
+    kind = kinds.get(str(getattr(field.annotation, "__name__", field.annotation)), kinds.get(str(field.annotation), str))
+    if kind is bool:
+        flag = flag if name == "discard_jacobian" else f"{flag}/--no-{name.replace('_', '-')}"
+    option = typer.Option(flag, help=field.description + default, show_default=False)
+    annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
+
+
+def _shown(default: Any) -> str:
+    return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
+
+
+def guarded(act: Callable[[], None], debug: bool = False) -> None:
+    """Runs `act`; the package's own errors become one or two lines and their exit code."""
+    try:
+        act()
+    except TightpassError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _fail("interrupted; the same command continues where this one stopped", Interrupted.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def quiet_libraries() -> None:
+    """Keeps transformers' progress bars and advice out of the output; errors still come as exceptions."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@app.command("run")
+@with_options
+def run_command(config: Config, as_json: bool) -> None:
+    """Compute every block's Jacobian, spectrum and rank; continue an unfinished run."""
+    quiet_libraries()
+    from tightpass.report import table
+    from tightpass.run import answer
+
+    start = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task("loading", total=None)
+        finished = answer(config, lambda name, done, total: bar.update(task, description=name, completed=done, total=total))
+    seconds = time.perf_counter() - start
+    if as_json:
+        _print_json(
+            {
+                "directory": str(finished.directory),
+                "question": finished.config.question(),
+                "provenance": finished.provenance,
+                "seconds": seconds,
+                "jobs": table.as_json(finished.spectra),
+            }
+        )
+        return
+    _show(finished)
+    print(f"{seconds:.1f} s · {finished.directory}: ranks.png, spectra.png, results.h5" + ("" if finished.config.discard_jacobian else ", shards/"))
+
+
+def _show(opened: Any) -> None:
+    from tightpass.report import table
+
+    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 140)
+    console.print(table.rich_table(opened.spectra, opened.title))
+    if opened.provenance["weights"].startswith("random"):
+        console.print(f"Weights are {opened.provenance['weights']}: good for timing, their ranks say nothing about a trained model.")
+    if opened.provenance["tokens"].startswith("random"):
+        console.print(f"Tokens are {opened.provenance['tokens']}.")
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+@app.command("plan")
+@with_options
+def plan_command(config: Config, as_json: bool) -> None:
+    """Say what `run` would do: jobs, FLOPs, bytes on disk, peak memory. Computes nothing."""
+    quiet_libraries()
+    from tightpass.plan import check_fits, plan
+
+    planned = plan(config)
+    if as_json:
+        _print_json(planned.as_dict())
+    else:
+        jobs = planned.jobs[0] if len(planned.jobs) == 1 else f"{planned.jobs[0]} .. {planned.jobs[-1]} ({len(planned.jobs)})"
+        for name, value in {
+            "model": f"{planned.model}, {planned.weights} weights",
+            "jobs": jobs,
+            "Jacobian": f"{planned.shape[0]} × {planned.shape[1]}, {planned.structure}",
+            "route": planned.route,
+            "work": f"{planned.flops / 1e9:,.0f} GFLOP",
+            "disk": format_bytes(planned.disk),
+            "peak memory": format_bytes(planned.memory),
+        }.items():
+            print(f"{name:12} {value}")
+    check_fits(planned, config, config.directory())
+
+
+@app.command("show")
+def show_command(
+    directory: Directory,
+    csv: Annotated[bool, typer.Option("--csv", help="All columns as CSV.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print the table of a run."""
+
+    def act() -> None:
+        from tightpass.report import table
+        from tightpass.run import open
+
+        opened = open(directory)
+        if csv:
+            print(opened.table().to_csv(), end="")
+        elif as_json:
+            _print_json({"provenance": opened.provenance, "jobs": table.as_json(opened.spectra)})
+        else:
+            _show(opened)
+
+    guarded(act, debug)
+
+
+@app.command("verify")
+def verify_command(directory: Directory, debug: Debug = False) -> None:
+    """Check a run's files: checksums, completeness, and spectra against Jacobians."""
+
+    def act() -> None:
+        from tightpass.run import verify
+
+        for line in verify(directory):
+            print(line)
+
+    guarded(act, debug)
+
+
+@app.command("models")
+def models_command(as_json: Json = False) -> None:
+    """List the models known by a short name, and the families."""
+    quiet_libraries()
+    from tightpass.models.families import FAMILIES
+    from tightpass.models.loading import demo_directory
+    from tightpass.models.sizes import ALIASES, packaged_config
+
+    rows = [("demo", "bundled", json.loads((demo_directory() / "config.json").read_text()))]
+    rows += [(alias, hub_id, packaged_config(hub_id).to_dict()) for alias, hub_id in ALIASES.items()]  # type: ignore[union-attr]
+    described = [
+        {"name": name, "source": source, "layers": c["num_hidden_layers"], "width": c["hidden_size"], "heads": c["num_attention_heads"], "positions": c["max_position_embeddings"]}
+        for name, source, c in rows
+    ]
+    if as_json:
+        _print_json(described)
+        return
+    print(f"{'name':20} {'layers':>6} {'width':>6} {'heads':>6} {'positions':>9}  source")
+    for row in described:
+        print(f"{row['name']:20} {row['layers']:6} {row['width']:6} {row['heads']:6} {row['positions']:9}  {row['source']}")
+    families = ", ".join(kind for family in FAMILIES for kind in family.model_types)
+    print(f"\nAlso any local directory or Hub id in Hugging Face format of the families: {families}")
+
+
+@app.command("doctor")
+def doctor_command(as_json: Json = False) -> None:
+    """Say what this installation has: versions, threads, BLAS, GPU, memory."""
+    from tightpass.report.doctor import diagnosis
+
+    found = diagnosis()
+    if as_json:
+        _print_json(found)
+        return
+    for name, value in found.items():
+        print(f"{name:14} {value}")
+
+
+def main() -> None:
+    """Entry point of `tightpass`."""
+    try:
+        app(standalone_mode=False)
+    except (click.exceptions.Exit, typer.Exit) as stop:
+        sys.exit(stop.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(Interrupted.exit_code)
+    except click.exceptions.ClickException as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,132 @@
+"""One question, as flags, YAML keys and Python keywords at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tightpass.errors import InputError
+
+UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+SETTINGS = frozenset({"device", "threads", "memory", "out", "discard_jacobian"})
+"""Fields that change where or how a question is answered, not the question."""
+
+
+class Config(BaseModel):
+    """Every option of `run` and `plan`, with its default; the descriptions are the help texts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("demo", description="demo, an alias such as opt-125m, a local directory, or a Hub id")
+    block: str = Field("mlp", description="mlp, attn, head, layer or model")
+    tokens: int = Field(64, description="positions, special tokens included")
+    layers: str = Field("all", description="all, or a list such as 0-3,7")
+    head: int | None = Field(None, description="one head (block head only); all heads if left out")
+    text: str | None = Field(None, description="the text; a bundled one if left out")
+    text_file: str | None = Field(None, description="a file with the text, - for standard input")
+    norm: bool = Field(True, description="include the pre-norm that the block reads through")
+    residual: bool = Field(False, description="add the identity on x to mlp, attn or head")
+    special: bool = Field(True, description="let the tokenizer add its special tokens")
+    dtype: str = Field("float64", description="float64 or float32")
+    device: str = Field("auto", description="auto, cpu or cuda[:N]")
+    threads: int | None = Field(None, description="threads to use; all cores if left out")
+    method: str = Field("auto", description="auto or exact")
+    vectors: int = Field(0, description="leading singular vectors to keep")
+    memory: str | None = Field(None, description="memory to stay within, such as 4GiB; 60 % of what is free if left out")
+    out: str | None = Field(None, description="directory of the run; runs/MODEL-BLOCK-tTOKENS if left out")
+    weights: str = Field("pretrained", description="pretrained or random")
+    seed: int = Field(0, description="seed of random weights and token ids")
+    discard_jacobian: bool = Field(False, description="keep the spectra, not the Jacobians")
+
+    @classmethod
+    def of(cls, **options: Any) -> Config:
+        """A config from keywords. Raises InputError, naming the option, for what does not fit."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise InputError(f"unknown option {name!r}; known: {', '.join(cls.model_fields)}") from None
+            raise InputError(f"{name}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+    @classmethod
+    def read(cls, path: str, **overrides: Any) -> Config:
+        """A config from a YAML file, keywords winning over it."""
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{path} must hold options, one per line, such as `model: demo`")
+        return cls.of(**{**content, **overrides})
+
+    def directory(self) -> Path:
+        """Where the run goes."""
+        if self.out is not None:
+            return Path(self.out).expanduser()
+        name = re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
+        return Path("runs") / f"{name}-{self.block}-t{self.tokens}"
+
+    def question(self) -> dict[str, Any]:
+        """The fields that define the answer."""
+        return {k: v for k, v in self.model_dump().items() if k not in SETTINGS}
+
+
+def parse_bytes(text: str) -> int:
+    """"4GiB" -> 4294967296. Raises InputError for anything else."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
+        raise InputError(f"memory must be a size such as 4GiB or 500MB, got {text!r}")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def format_bytes(count: float) -> str:
+    """4294967296 -> "4.0 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def memory_limit(memory: str | None) -> int:
+    """Bytes to stay within: as given, or 60 % of what the machine and its control group have free."""
+    return parse_bytes(memory) if memory is not None else int(0.6 * free_memory())
+
+
+def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Free bytes of the machine, or of its control group (v2) where that has less."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = (groups / "memory.max").read_text().strip()
+        used = int((groups / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - used))
+
+
+def parse_layers(layers: str, count: int) -> list[int]:
+    """"all" or "0-3,7" -> layer numbers, sorted. Raises InputError for what is out of range."""
+    if layers.strip() == "all":
+        return list(range(count))
+    chosen: set[int] = set()
+    for part in layers.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match:
+            raise InputError(f"layers must be all, or a list such as 0-3,7; got {layers!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= count:
+            raise InputError(f"the model has layers 0..{count - 1}, got {part.strip()}")
+        chosen.update(range(first, last + 1))
+    return sorted(chosen)
+
+

@@ -1,0 +1,251 @@
+"""The Jacobian of a map of (tokens, d) tensors as a linear operator.
+
+Rows and columns are flattened token by token: column s·d + j is feature j of input token s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from tightpass.errors import InputError
+from tightpass.jacobian.autodiff import Function, Linearisation, chunk_size
+from tightpass.jacobian.precision import check_precision_settings
+from tightpass.jacobian.probe import check_structure
+from tightpass.models.blocks import Block
+from tightpass.structure import BlockDiagonal, Dense, Structure
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+PANEL_ELEMENTS = 8 * 2**20  # of a group of blocks: the same tokens in every precision
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Some non-zero blocks: `blocks[i]`, (d_out, d_in), is J's block (rows[i], columns[i])."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    blocks: torch.Tensor
+
+
+class Jacobian:
+    """J = dy/dx, shape (tokens_out·d_out, tokens_in·d_in), formed only where asked for.
+
+    Supports `J @ X`, `J.T @ Y`, matvec, rmatvec, matmat, rmatmat, for NumPy arrays and torch tensors
+    of J's dtype (the answer is of the same kind); `panels()` writes out the blocks that
+    the structure allows; `dense()`; `to_scipy()`.
+    """
+
+    def __init__(
+        self,
+        fn: Function,
+        x: torch.Tensor,
+        structure: Structure | None = None,
+        block: Block | None = None,
+        memory: int | None = None,
+    ) -> None:
+        check_precision_settings()
+        if x.ndim != 2 or not x.is_floating_point():
+            raise InputError(f"x must be a floating (tokens, d) tensor, got shape {tuple(x.shape)}, {x.dtype}")
+        self.x, self.block, self.memory = x.detach(), block, memory
+        self.structure = Dense() if structure is None else structure
+        self._width = block.width if block is not None else 8 * x.shape[1]
+        self._whole = Linearisation(fn, self.x, self._columns(x.shape[0]))
+        y = self._whole.y
+        if y.ndim != 2 or y.dtype != x.dtype:
+            raise InputError(f"the function must return a (tokens, d) tensor of {x.dtype}, got shape {tuple(y.shape)}, {y.dtype}")
+        self.tokens_out, self.d_out = y.shape
+        self.tokens_in, self.d_in = x.shape
+        if not isinstance(self.structure, Dense):
+            if self.tokens_out != self.tokens_in:
+                raise InputError(
+                    f"{self.structure.name} needs as many output as input tokens, got {self.tokens_out} and {self.tokens_in}"
+                )
+            check_structure(self._whole, self.structure)
+
+    def _columns(self, tokens: int) -> int:
+        return chunk_size(tokens * self._width * self.x.itemsize, self.memory)
+
+    @property
+    def name(self) -> str:
+        return "J" if self.block is None else self.block.name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.tokens_out * self.d_out, self.tokens_in * self.d_in
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @cached_property
+    def T(self) -> Transposed:
+        return Transposed(self)
+
+    def __matmul__(self, X: Array) -> Array:
+        return self.matvec(X) if X.ndim == 1 else self.matmat(X)
+
+    def matvec(self, x: Array) -> Array:
+        """J x for x of shape (N_in,)."""
+        return self.matmat(_check_vector(x, "matvec")[:, None])[:, 0]
+
+    def rmatvec(self, y: Array) -> Array:
+        """Jᵀ y for y of shape (N_out,)."""
+        return self.rmatmat(_check_vector(y, "rmatvec")[:, None])[:, 0]
+
+    def matmat(self, X: Array) -> Array:
+        """J X for X of shape (N_in, k)."""
+        columns = self._operand(X, self.shape[1], "matmat")
+        out = self._whole.push(columns.T.reshape(-1, self.tokens_in, self.d_in).contiguous())
+        return _like(out.reshape(-1, self.shape[0]).T, X)
+
+    def rmatmat(self, Y: Array) -> Array:
+        """Jᵀ Y for Y of shape (N_out, k)."""
+        columns = self._operand(Y, self.shape[0], "rmatmat")
+        out = self._whole.pull(columns.T.reshape(-1, self.tokens_out, self.d_out).contiguous())
+        return _like(out.reshape(-1, self.shape[1]).T, Y)
+
+    def _operand(self, X: Any, rows: int, verb: str) -> torch.Tensor:
+        tensor = torch.from_numpy(X) if isinstance(X, np.ndarray) else X
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(f"{verb} expects a NumPy array or torch tensor, got {type(X).__name__}")
+        if tensor.ndim != 2 or tensor.shape[0] != rows:
+            raise InputError(f"{verb} expects shape ({rows}, k), got {tuple(tensor.shape)}")
+        if tensor.dtype != self.dtype:
+            raise InputError(f"{verb} expects {self.dtype}, got {tensor.dtype}; convert it, or load the model in that dtype")
+        return tensor.to(self.device)
+
+    def panels(self) -> Iterator[Panel]:
+        """The non-zero blocks, a few tokens at a time, in the order of (row, column).
+
+        Block-diagonal: groups of tokens; otherwise one output token after the other.
+        """
+        if isinstance(self.structure, BlockDiagonal):
+            yield from self._diagonal_panels()
+            return
+        for t in range(self.tokens_out):
+            columns = self.structure.row(t, self.tokens_in)
+            rows = self._block_row(t)[:, columns.start : columns.stop]
+            yield Panel((t,) * len(columns), tuple(columns), rows.transpose(0, 1).contiguous())
+
+    def _diagonal_panels(self) -> Iterator[Panel]:
+        if self.block is None:  # an unknown function cannot be restricted to some of its tokens
+            group = self.tokens_in
+        else:
+            group = max(1, PANEL_ELEMENTS // (self.d_out * self.d_in))
+        for start in range(0, self.tokens_in, group):
+            tokens = slice(start, min(start + group, self.tokens_in))
+            yield Panel(*(tuple(range(tokens.start, tokens.stop)),) * 2, self._diagonal(tokens))
+
+    def _diagonal(self, tokens: slice) -> torch.Tensor:
+        """Blocks (t, t) of a group of tokens: cotangent i is the unit i at every token at once."""
+        x = self.x[tokens]
+        count = x.shape[0]
+        part = self._whole
+        if self.block is not None:
+            part = Linearisation(self.block.function(tokens), x, self._columns(count))
+        out = x.new_empty(count, self.d_out, self.d_in)
+        for start in range(0, self.d_out, part.columns):
+            rows = slice(start, min(start + part.columns, self.d_out))
+            units = x.new_zeros(rows.stop - rows.start, 1, self.d_out)
+            units[range(rows.stop - rows.start), 0, range(rows.start, rows.stop)] = 1
+            pulled = part.pull(units.expand(-1, count, -1))
+            out[:, rows] = pulled.transpose(0, 1)
+        return out
+
+    def _block_row(self, t: int) -> torch.Tensor:
+        """Rows of output token t, (d_out, tokens_in, d_in)."""
+        out = self.x.new_empty(self.d_out, self.tokens_in, self.d_in)
+        for start in range(0, self.d_out, self._whole.columns):
+            rows = range(start, min(start + self._whole.columns, self.d_out))
+            units = self.x.new_zeros(len(rows), self.tokens_out, self.d_out)
+            units[range(len(rows)), t, rows] = 1
+            out[rows.start : rows.stop] = self._whole.pull(units)
+        return out
+
+    def dense(self) -> torch.Tensor:
+        """J as a (N_out, N_in) tensor, blocks outside of the structure exactly zero."""
+        J = self.x.new_zeros(self.tokens_out, self.d_out, self.tokens_in, self.d_in)
+        for panel in self.panels():
+            for t, s, values in zip(panel.rows, panel.columns, panel.blocks, strict=True):
+                J[t, :, s] = values
+        return J.reshape(self.shape)
+
+    def to_scipy(self) -> Any:
+        """A `scipy.sparse.linalg.LinearOperator` with the same products."""
+        from scipy.sparse.linalg import LinearOperator
+
+        dtype = np.dtype(str(self.dtype).removeprefix("torch."))
+
+        def on(product: Any) -> Any:
+            def apply(X: np.ndarray) -> np.ndarray:
+                columns = X.astype(dtype, copy=False).reshape(X.shape[0], -1)
+                return product(columns).reshape(-1, *X.shape[1:])  # type: ignore[no-any-return]
+
+            return apply
+
+        return LinearOperator(
+            self.shape,
+            matvec=on(self.matmat),
+            rmatvec=on(self.rmatmat),
+            matmat=on(self.matmat),
+            rmatmat=on(self.rmatmat),
+            dtype=dtype,
+        )
+
+    def __repr__(self) -> str:
+        return f"Jacobian({self.name}, shape={self.shape}, {self.structure.name}, {self.dtype})"
+
+
+class Transposed:
+    """Jᵀ: a view that swaps the products."""
+
+    def __init__(self, J: Jacobian) -> None:
+        self.T = J
+        self.shape = J.shape[::-1]
+        self.dtype = J.dtype
+
+    def __matmul__(self, Y: Array) -> Array:
+        return self.T.rmatvec(Y) if Y.ndim == 1 else self.T.rmatmat(Y)
+
+    def dense(self) -> torch.Tensor:
+        return self.T.dense().T
+
+
+def jacobian(
+    fn: Block | Function, x: torch.Tensor | None = None, structure: Structure | None = None, memory: int | None = None
+) -> Jacobian:
+    """The Jacobian of a block at its own x, or of any function of a (tokens, d) tensor at x.
+
+    structure   what is known of a function's Jacobian over tokens; probed before it is used;
+                a block brings its own
+    memory      bytes that the intermediates of a product may take
+
+    Raises InputError for a missing or malformed x, VerificationError if the structure does not hold.
+    """
+    if isinstance(fn, Block):
+        if x is not None or structure is not None:
+            raise InputError("a block brings its own x and structure; give jacobian(block) alone")
+        return Jacobian(fn.function(), fn.x, fn.structure, block=fn, memory=memory)
+    if x is None:
+        raise InputError("jacobian(fn, x) of a function needs the point x, a (tokens, d) tensor")
+    return Jacobian(fn, x, structure, memory=memory)
+
+
+def _check_vector(x: Array, verb: str) -> Array:
+    if x.ndim != 1:
+        raise InputError(f"{verb} expects one vector, got shape {tuple(x.shape)}; use {verb[:-3]}mat for several columns")
+    return x
+
+
+def _like(result: torch.Tensor, operand: Any) -> Any:
+    return result.cpu().numpy() if isinstance(operand, np.ndarray) else result.to(operand.device)

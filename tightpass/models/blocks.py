@@ -1,0 +1,389 @@
+"""A model, a kind and a layer -> a block: a function of (tokens, width), and its input x.
+
+Every block is checked when it is built: it reproduces the outputs captured in the ordinary
+forward pass, and its derivative agrees with finite differences of its own precision.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from tightpass.errors import InputError, VerificationError
+from tightpass.models.capture import Call, Captured, capture, record
+from tightpass.models.families import LayerParts
+from tightpass.models.loading import Model
+from tightpass.models.tokens import check_ids, tokenize
+from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
+
+KINDS = ("mlp", "attn", "head", "layer", "model")
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which block: its kind and what belongs to it (design: norm, residual)."""
+
+    kind: str
+    layer: int | None = None
+    head: int | None = None
+    norm: bool = True
+    residual: bool = False
+
+    @property
+    def name(self) -> str:
+        if self.kind == "model":
+            return "model"
+        if self.kind == "head":
+            return f"L{self.layer:02d}.H{self.head:02d}"
+        return f"L{self.layer:02d}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A map x -> y of (tokens, width) tensors, with what is known of its Jacobian.
+
+    structure   which (token, token) blocks of the Jacobian can be non-zero: claimed here,
+                checked by `jacobian.probe`
+    width       widest intermediate per token, in elements; sizes the chunks of autodiff
+    pattern     active units (tokens, d_ff) of each MLP inside, where they are held fixed
+    """
+
+    options: Options
+    model: Model
+    x: torch.Tensor
+    structure: Structure
+    width: int
+    layers: tuple[LayerParts, ...] = field(repr=False)
+    calls: tuple[dict[str, Call], ...] = field(repr=False)
+    final_norm: nn.Module | None = field(repr=False)
+    pattern: tuple[torch.Tensor, ...] | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.options.name
+
+    @property
+    def kind(self) -> str:
+        return self.options.kind
+
+    @property
+    def tokens(self) -> int:
+        return self.x.shape[0]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """y (tokens, width) at any x (tokens, width)."""
+        return self.function()(x)
+
+    def function(self, tokens: slice | None = None) -> Function:
+        """The map, or, where it acts on each token alone, its restriction to some tokens."""
+        kind, residual = self.kind, self.options.residual
+        if kind == "mlp":
+            inner = self._mlp(tokens)
+        elif tokens is not None:
+            raise InputError(f"{self.name} mixes tokens; it cannot be restricted to some of them")
+        elif kind == "attn":
+            inner = self._attention(None)
+        elif kind == "head":
+            inner = self._attention(self.options.head)
+        else:
+            inner = self._stack()
+        if residual and kind in ("mlp", "attn", "head"):
+            return lambda x: x + inner(x)
+        return inner
+
+    def _mlp(self, tokens: slice | None) -> Function:
+        parts = self.layers[0]
+        norm = parts.mlp_norm if self.options.norm else None
+        act: Callable[[torch.Tensor], torch.Tensor] = parts.act
+        if self.pattern is not None:
+            act = PinnedReLU(self.pattern[0] if tokens is None else self.pattern[0][tokens])
+        return lambda x: parts.down(act(parts.up(x if norm is None else norm(x))))
+
+    def _attention(self, head: int | None) -> Function:
+        parts, call = self.layers[0], self.calls[0]["context"]
+        norm = parts.attn_norm if self.options.norm else None
+        context = without_projection(parts)
+        weight, bias = parts.projection.weight, parts.projection.bias
+        assert isinstance(weight, torch.Tensor)
+        columns = slice(None)
+        if head is not None:
+            d_head = weight.shape[1] // self.model.config.num_attention_heads
+            columns, bias = slice(head * d_head, (head + 1) * d_head), None
+        weight = weight[:, columns]
+
+        def attention(x: torch.Tensor) -> torch.Tensor:
+            h = x if norm is None else norm(x)
+            mixed = context(h[None], *call.args, **call.kwargs)[0][0]
+            return nn.functional.linear(mixed[:, columns], weight, bias)  # type: ignore[arg-type]
+
+        return attention
+
+    def _stack(self) -> Function:
+        layers, calls, final_norm = self.layers, self.calls, self.final_norm
+
+        def stack(x: torch.Tensor) -> torch.Tensor:
+            hidden = x[None]
+            for parts, call in zip(layers, calls, strict=True):
+                outer = call["layer"]
+                output = parts.layer(hidden, *outer.args, **outer.kwargs)
+                hidden = output[0] if isinstance(output, tuple) else output
+            return (hidden if final_norm is None else final_norm(hidden))[0]
+
+        return stack
+
+    def unit_calls(self) -> list[Call]:
+        """For each MLP inside: the input and output of its first linear map, at x."""
+        if self.kind in ("attn", "head"):
+            return []
+        ups = {str(i): parts.up for i, parts in enumerate(self.layers)}
+        calls: dict[str, Call] = {}
+        with torch.no_grad(), record(ups, calls):
+            self(self.x)
+        return [calls[label] for label in ups]
+
+    @property
+    def has_relu_units(self) -> bool:
+        """Whether there are units that are either active or not."""
+        return self.kind not in ("attn", "head") and isinstance(self.layers[0].act, nn.ReLU)
+
+    def in_precision(self, dtype: torch.dtype) -> Block:
+        """The same block at the same x in another precision, ReLU units held at this
+        block's activation pattern: a unit that flips is a kink, not an arithmetic error."""
+        pattern: tuple[torch.Tensor, ...] | None = None
+        if self.has_relu_units:
+            pattern = tuple(
+                (call.y > 0).reshape(self.tokens, -1).to(dtype) for call in self.unit_calls()
+            )
+        layers = self.layers
+        if dtype != self.x.dtype or (pattern is not None and self.kind != "mlp"):
+            layers = tuple(
+                convert(parts, dtype, None if pattern is None else PinnedReLU(pattern[i]))
+                for i, parts in enumerate(self.layers)
+            )
+        return Block(
+            options=self.options,
+            model=self.model,
+            x=self.x.to(dtype),
+            structure=self.structure,
+            width=self.width,
+            layers=layers,
+            calls=tuple({k: c.to(dtype) for k, c in calls.items()} for calls in self.calls),
+            final_norm=None if self.final_norm is None else copy.deepcopy(self.final_norm).to(dtype),
+            pattern=pattern,
+        )
+
+
+class PinnedReLU(nn.Module):
+    """z -> pattern * z: a ReLU whose active units (tokens, d_ff) are fixed."""
+
+    def __init__(self, pattern: torch.Tensor) -> None:
+        super().__init__()
+        self.pattern = pattern
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z * self.pattern
+
+
+def without_projection(parts: LayerParts) -> nn.Module:
+    """The attention module up to its output projection; shares its weights."""
+    if parts.projection_inside is None:
+        return parts.context
+    return replaced(parts.context, parts.projection_inside, nn.Identity())
+
+
+def replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """A copy of `module` that shares its weights, with the module at `path` replaced."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    head, _, rest = path.partition(".")
+    child = twin._modules[head]
+    assert child is not None
+    twin._modules[head] = replaced(child, rest, new) if rest else new
+    return twin
+
+
+def convert(parts: LayerParts, dtype: torch.dtype, act: nn.Module | None) -> LayerParts:
+    """A deep copy of one layer in another precision, its activation replaced if one is given."""
+    paths = {id(module): path for path, module in parts.layer.named_modules()}
+    layer = copy.deepcopy(parts.layer).to(dtype)
+
+    def twin(module: nn.Module | None) -> Any:
+        return None if module is None else layer.get_submodule(paths[id(module)])
+
+    if act is not None:
+        layer.set_submodule(paths[id(parts.act)], act)
+    return LayerParts(
+        layer=layer,
+        context=twin(parts.context),
+        projection=twin(parts.projection),
+        projection_inside=parts.projection_inside,
+        attn_norm=twin(parts.attn_norm),
+        mlp_norm=twin(parts.mlp_norm),
+        up=twin(parts.up),
+        act=twin(parts.act),
+        down=twin(parts.down),
+    )
+
+
+def block(
+    model: Model,
+    kind: str,
+    layer: int | None = None,
+    head: int | None = None,
+    text: str | None = None,
+    tokens: int = 64,
+    token_ids: list[int] | None = None,
+    norm: bool = True,
+    residual: bool = False,
+    special: bool = True,
+    seed: int = 0,
+) -> Block:
+    """One block of a model at the activations that a text, or token ids, give.
+
+    kind   "mlp", "attn", "head" (with `head`), "layer" or "model" (without `layer`)
+    norm, residual, special    as the words of the design have it: the pre-norm that the block
+           reads through, the identity beside it, the tokenizer's special tokens
+
+    Raises InputError for what the model does not have.
+    """
+    options = Options(kind, layer, head, norm, residual)
+    check_options(model, options)
+    if token_ids is None:
+        ids = tokenize(model, tokens, text, special, seed).ids
+    else:
+        ids = check_ids(model, token_ids)
+    return build(capture(model, ids), options)
+
+
+def check_options(model: Model, options: Options) -> None:
+    """Raises InputError unless the model has such a block."""
+    kind, layer, head = options.kind, options.layer, options.head
+    if kind not in KINDS:
+        raise InputError(f"unknown block {kind!r}; expected one of {', '.join(KINDS)}")
+    count, heads = len(model.layers), int(model.config.num_attention_heads)
+    if (kind == "model") != (layer is None):
+        raise InputError("a layer is needed for every block but `model`, which has none")
+    if layer is not None and not 0 <= layer < count:
+        raise InputError(f"{model.name} has layers 0..{count - 1}, got {layer}")
+    if (kind == "head") != (head is not None):
+        raise InputError("a head is needed for block `head`, and for no other")
+    if head is not None and not 0 <= head < heads:
+        raise InputError(f"{model.name} has heads 0..{heads - 1}, got {head}")
+    if kind == "layer" and not options.norm:
+        raise InputError("a layer always contains its norms; leave out norm=False (--no-norm)")
+    pre_norm = model.family.pre_norm(model.config)
+    if options.residual and not options.norm and pre_norm and kind in ("mlp", "attn", "head"):
+        raise InputError("residual adds the identity on the input of the norm, so it needs the norm; leave out --no-norm")
+
+
+def build(captured: Captured, options: Options) -> Block:
+    """The block at captured inputs, after the load-time checks."""
+    model, layer = captured.model, options.layer
+    check_options(model, options)
+    chosen = range(len(captured.parts)) if layer is None else [layer]
+    parts = tuple(captured.parts[i] for i in chosen)
+    calls = tuple({name: captured.call(i, name) for name in ("layer", "context")} for i in chosen)
+    x, y = _ends(captured, options)
+    made = Block(
+        options=options,
+        model=model,
+        x=x.reshape(-1, x.shape[-1]),
+        structure=_structure(model, options.kind),
+        width=_width(model, options.kind, x.shape[-2]),
+        layers=parts,
+        calls=calls,
+        final_norm=captured.final_norm if options.kind == "model" and options.norm else None,
+    )
+    _check_reproduces(made, y.reshape(-1, y.shape[-1]))
+    _check_derivative(made)
+    return made
+
+
+def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Input of the block in the captured pass, and its output where one was captured."""
+    layer, kind = options.layer, options.kind
+    if kind == "model":
+        last = captured.call(len(captured.parts) - 1, "layer").y
+        normed = options.norm and captured.final_norm is not None
+        return captured.call(0, "layer").x, captured.calls["final_norm"].y if normed else last
+    assert layer is not None
+    if kind == "layer":
+        whole = captured.call(layer, "layer")
+        return whole.x, whole.y
+    start, norm, end = ("up", "mlp_norm", "down") if kind == "mlp" else ("context", "attn_norm", "projection")
+    reads_norm = options.norm and getattr(captured.parts[layer], norm) is not None
+    x = captured.call(layer, norm if reads_norm else start).x
+    y = captured.call(layer, end).y
+    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    if kind == "head":
+        y = _head_output(captured, options)
+    return x, y + x if options.residual else y
+
+
+def _head_output(captured: Captured, options: Options) -> torch.Tensor:
+    """One head's share of the captured attention output."""
+    assert options.layer is not None and options.head is not None
+    projection = captured.call(options.layer, "projection")
+    weight = captured.parts[options.layer].projection.weight
+    assert isinstance(weight, torch.Tensor)
+    d_head = weight.shape[1] // captured.model.config.num_attention_heads
+    columns = slice(options.head * d_head, (options.head + 1) * d_head)
+    return projection.x.reshape(-1, weight.shape[1])[:, columns] @ weight[:, columns].T
+
+
+def _structure(model: Model, kind: str) -> Structure:
+    if kind == "mlp":
+        return BlockDiagonal()
+    return BlockLowerTriangular() if model.family.causal(model.config) else Dense()
+
+
+def _width(model: Model, kind: str, tokens: int) -> int:
+    config = model.config
+    d_ff = int(getattr(config, "ffn_dim", 0) or getattr(config, "intermediate_size", 0))
+    mixing = 4 * int(config.hidden_size) + 3 * int(config.num_attention_heads) * tokens
+    return {"mlp": 2 * d_ff, "attn": mixing, "head": mixing}.get(kind, max(2 * d_ff, mixing))
+
+
+def _check_reproduces(made: Block, y: torch.Tensor) -> None:
+    with torch.no_grad():
+        difference = float((made(made.x) - y).abs().max())
+    allowed = 1e3 * torch.finfo(y.dtype).eps * max(float(y.abs().max()), 1.0)
+    if not difference <= allowed:
+        raise VerificationError(
+            f"{made.name} does not reproduce the model's own output: they differ by "
+            f"{difference:.1e}, at most {allowed:.1e} is rounding; the family's row is wrong"
+        )
+
+
+def _check_derivative(made: Block) -> None:
+    """JVP against central differences, at one activation pattern.
+
+    With a step of h relative to x the truncation error is O(h²), and rounding gives eps/h: at
+    h = 1e-5 a block that is float32 somewhere inside a float64 run is off by 1e-2 instead
+    of 1e-10, so this also proves the precision.
+    """
+    smooth = made.in_precision(made.x.dtype)
+    f, x = smooth.function(), smooth.x
+    eps = torch.finfo(x.dtype).eps
+    h, allowed = (1e-5, 1e-5) if x.dtype == torch.float64 else (3e-3, 1e-2)
+    generator = torch.Generator().manual_seed(0)
+    error = float("inf")
+    for _ in range(3):  # a direction can be unlucky; a wrong derivative or precision always fails
+        v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        v *= x.norm() / v.norm()
+        _, slope = torch.func.jvp(f, (x,), (v,))
+        with torch.no_grad():
+            quotient = (f(x + h * v) - f(x - h * v)) / (2 * h)
+        error = min(error, float((quotient - slope).norm() / (slope.norm() + eps)))
+        if error <= allowed:
+            return
+    raise VerificationError(
+        f"the derivative of {made.name} differs from finite differences by {error:.1e}, expected at most "
+        f"{allowed:.0e}: it is wrong, or not computed in {str(x.dtype).removeprefix('torch.')} throughout"
+    )

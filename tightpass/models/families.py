@@ -1,0 +1,131 @@
+"""Where each model family keeps its pieces: the table.
+
+Paths of `layers` and `final_norm` start at the base model (`AutoModel`), all others at one
+layer. Every row is checked against an ordinary forward pass when a block is built.
+To add a family, add a row; see `blocks.py` for what each piece is used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tightpass.errors import InputError
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table.
+
+    context      module that mixes values over tokens; its first output is per head,
+                 concatenated, before the output projection (which it may contain)
+    projection   the attention's output projection, a linear map from heads to width
+    attn_norm    pre-norm that the attention reads through, where the family is pre-norm
+    up, act, down, mlp_norm    likewise for the MLP
+    """
+
+    model_types: tuple[str, ...]
+    layers: str
+    context: str
+    projection: str
+    up: str
+    act: str
+    down: str
+    attn_norm: str | None
+    mlp_norm: str | None
+    final_norm: str | None
+    pre_norm: Callable[[Any], bool]
+    post_norm: Callable[[Any], bool]
+    causal: Callable[[Any], bool]
+
+
+FAMILIES = (
+    Family(
+        model_types=("opt",),
+        layers="decoder.layers",
+        context="self_attn",
+        projection="self_attn.out_proj",
+        up="fc1",
+        act="activation_fn",
+        down="fc2",
+        attn_norm="self_attn_layer_norm",
+        mlp_norm="final_layer_norm",  # the layer's own; the decoder's has the same name
+        final_norm="decoder.final_layer_norm",
+        pre_norm=lambda config: bool(config.do_layer_norm_before),
+        post_norm=lambda config: not config.do_layer_norm_before,  # only opt-350m
+        causal=lambda config: True,
+    ),
+    Family(
+        model_types=("bert",),
+        layers="encoder.layer",
+        context="attention.self",
+        projection="attention.output.dense",
+        up="intermediate.dense",
+        act="intermediate.intermediate_act_fn",
+        down="output.dense",
+        attn_norm=None,
+        mlp_norm=None,
+        final_norm=None,
+        pre_norm=lambda config: False,
+        post_norm=lambda config: True,
+        causal=lambda config: bool(config.is_decoder),
+    ),
+)
+
+
+def family_of(config: Any) -> Family:
+    """The row for a Hugging Face configuration. Raises InputError for an unknown family."""
+    for family in FAMILIES:
+        if config.model_type in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise InputError(
+        f"models of type {config.model_type!r} are not supported yet; supported: {known}"
+    )
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path; a path that is not there names what is."""
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        names = ", ".join(name for name, _ in root.named_children())
+        raise InputError(
+            f"{type(root).__name__} has no module {path!r} (it has: {names}); "
+            "this version of transformers lays the model out differently"
+        ) from None
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The modules of one layer that blocks are made of; norms are None in post-norm models."""
+
+    layer: nn.Module
+    context: nn.Module
+    projection: nn.Module
+    projection_inside: str | None  # the projection's path inside `context`, if it is there
+    attn_norm: nn.Module | None
+    mlp_norm: nn.Module | None
+    up: nn.Module
+    act: nn.Module
+    down: nn.Module
+
+
+def layer_parts(layer: nn.Module, family: Family, config: Any) -> LayerParts:
+    """Looks up every piece of one layer."""
+    inside = family.projection.startswith(family.context + ".")
+    pre = family.pre_norm(config)
+    return LayerParts(
+        layer=layer,
+        context=submodule(layer, family.context),
+        projection=submodule(layer, family.projection),
+        projection_inside=family.projection[len(family.context) + 1 :] if inside else None,
+        attn_norm=submodule(layer, family.attn_norm) if pre and family.attn_norm else None,
+        mlp_norm=submodule(layer, family.mlp_norm) if pre and family.mlp_norm else None,
+        up=submodule(layer, family.up),
+        act=submodule(layer, family.act),
+        down=submodule(layer, family.down),
+    )

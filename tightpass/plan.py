@@ -1,0 +1,149 @@
+"""What a run would do, from shapes alone: jobs, FLOPs, bytes on disk, peak memory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tightpass.config import Config, format_bytes, memory_limit, parse_layers
+from tightpass.errors import DoesNotFitError, InputError
+from tightpass.jacobian.operator import PANEL_ELEMENTS
+from tightpass.models.blocks import KINDS, Options
+from tightpass.models.families import family_of
+from tightpass.models.loading import DTYPES, WEIGHTS, check_dtype, choose_device, locate, parameter_count, read_config
+from tightpass.models.tokens import check_count
+from tightpass.rank.verdict import check_method
+from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
+
+PROCESS_BYTES = 450 * 2**20
+"""Interpreter, torch, transformers and HDF5 once loaded (measured: `benchmarks/main_job.py`)."""
+ARENA_FACTOR = 6
+"""Intermediates of one product with the Jacobian, in units of its arena."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Names of the jobs, and for the whole run: FLOPs, bytes on disk, peak bytes of memory."""
+
+    model: str
+    weights: str
+    jobs: tuple[str, ...]
+    shape: tuple[int, int]
+    structure: str
+    route: str
+    flops: float
+    disk: int
+    memory: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def jobs(config: Config, layer_count: int, head_count: int) -> list[Options]:
+    """The blocks of a run, in order. Raises InputError for what the model does not have."""
+    if config.block not in KINDS:
+        raise InputError(f"unknown block {config.block!r}; expected one of {', '.join(KINDS)}")
+    if config.head is not None and config.block != "head":
+        raise InputError(f"--head belongs to --block head, got --block {config.block}")
+    common = {"norm": config.norm, "residual": config.residual}
+    if config.block == "model":
+        if config.layers.strip() != "all":
+            raise InputError("--layers does not apply to --block model, which is all layers at once")
+        return [Options("model", **common)]
+    layers = parse_layers(config.layers, layer_count)
+    if config.block != "head":
+        return [Options(config.block, layer, **common) for layer in layers]
+    if config.head is not None and not 0 <= config.head < head_count:
+        raise InputError(f"the model has heads 0..{head_count - 1}, got {config.head}")
+    heads = range(head_count) if config.head is None else [config.head]
+    return [Options("head", layer, head, **common) for layer in layers for head in heads]
+
+
+def plan(config: Config) -> Plan:
+    """What `run` would do. Reads the model's configuration, never its weights."""
+    check_settings(config)
+    source = locate(config.model)
+    return plan_for(config, read_config(source), source.name)
+
+
+def plan_for(config: Config, architecture: Any, name: str) -> Plan:
+    """The plan for a known architecture (a Hugging Face configuration)."""
+    family = family_of(architecture)
+    check_count(config.tokens, int(architecture.max_position_embeddings), name)
+    heads = int(architecture.num_attention_heads)
+    listed = jobs(config, int(architecture.num_hidden_layers), heads)
+    T, d = config.tokens, int(architecture.hidden_size)
+    d_ff = int(getattr(architecture, "ffn_dim", 0) or architecture.intermediate_size)
+    structure: Structure = Dense()
+    if config.block == "mlp":
+        structure = BlockDiagonal()
+    elif family.causal(architecture):
+        structure = BlockLowerTriangular()
+    size = DTYPES[config.dtype].itemsize
+    blocks, N = structure.count(T, T), T * d
+    diagonal = isinstance(structure, BlockDiagonal)
+    mlp, attention = 2.0 * 2 * d * d_ff, 2.0 * 4 * d * d + 2.0 * 2 * T * d
+    layer_flops = {"mlp": mlp, "attn": attention, "head": attention}.get(config.block, mlp + attention)
+    depth = int(architecture.num_hidden_layers) if config.block == "model" else 1
+    # a row of J pulls one cotangent back through all tokens; block-diagonal rows share it
+    rows = d if diagonal else N
+    svd = 8 / 3 * (T * d**3 if diagonal else N**3)
+    weights = parameter_count(architecture) * size
+    return Plan(
+        model=name,
+        weights=config.weights,
+        jobs=tuple(options.name for options in listed),
+        shape=(N, N),
+        structure=structure.name,
+        route="one small SVD a token" if diagonal else "one dense SVD",
+        flops=len(listed) * (rows * T * layer_flops * depth + svd),
+        disk=(1 if config.discard_jacobian else len(listed)) * blocks * d * d * size,
+        memory=PROCESS_BYTES + weights + _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d)),
+    )
+
+
+def _working_bytes(T: int, d: int, diagonal: bool, size: int, width: int) -> int:
+    """Panels in both precisions and intermediates; for a dense SVD also J, its copy and two more."""
+    products = ARENA_FACTOR * max(16 * 2**20, T * width * size)
+    if diagonal:
+        panel = min(T * d * d, max(PANEL_ELEMENTS, d * d))
+        return products + 4 * panel * 8
+    return products + 4 * d * T * d * 8 + 4 * (T * d) ** 2 * size
+
+
+def check_settings(config: Config) -> None:
+    """Raises InputError for options that are wrong whatever the model."""
+    check_dtype(config.dtype)
+    check_method(config.method)
+    choose_device(config.device)
+    if config.tokens < 1:
+        raise InputError(f"tokens must be at least 1, got {config.tokens}")
+    if config.weights not in WEIGHTS:
+        raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {config.weights!r}")
+    if config.vectors < 0:
+        raise InputError(f"vectors must be at least 0, got {config.vectors}")
+    if config.threads is not None and config.threads < 1:
+        raise InputError(f"threads must be at least 1, got {config.threads}")
+    if config.text is not None and config.text_file is not None:
+        raise InputError("give --text or --text-file, not both")
+
+
+def check_fits(planned: Plan, config: Config, directory: Path) -> None:
+    """Raises DoesNotFitError, with the plan and what would fit, if memory or disk is too small."""
+    limit = memory_limit(config.memory)
+    if planned.memory > limit:
+        smallest = -(-planned.memory // 2**20)
+        raise DoesNotFitError(
+            f"{len(planned.jobs)} × {planned.jobs[0]} .. of {planned.shape[0]} × {planned.shape[1]} ({planned.route}) need "
+            f"{format_bytes(planned.memory)} of memory, {format_bytes(limit)} are allowed.\n"
+            f"The smallest that fits: --memory {smallest}MiB; fewer --tokens need less"
+        )
+    existing = next(p for p in [directory, *directory.absolute().parents] if p.exists())
+    free = shutil.disk_usage(existing).free
+    if planned.disk > free:
+        raise DoesNotFitError(
+            f"the Jacobians take {format_bytes(planned.disk)} on disk, {format_bytes(free)} are free in {existing}.\n"
+            "Use --discard-jacobian, fewer --layers or --tokens, or another --out"
+        )

@@ -1,0 +1,103 @@
+"""What the structure of a block alone says of its rank, and the units that it hangs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tightpass.models.blocks import Block
+from tightpass.models.capture import Call
+
+SAFETY = 4.0
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The rank is at most this, for a reason in words."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Units:
+    """ReLU units of the MLPs inside a block.
+
+    active    active units of each token, of the only MLP inside (None for more or none)
+    kinks     units whose sign is within their own rounding error
+    """
+
+    active: tuple[int, ...] | None
+    kinks: int
+
+
+def units(block: Block, other: Block) -> Units:
+    """Counts active units and kinks; `other` is the same block in the other precision.
+
+    A pre-activation z = w·h + b carries an error of at most r·(|w|·|h| + |b|). r is the
+    largest such ratio between the two precisions, over all units, times 4, and times 2⁻²⁹ where the
+    block itself is the float64 one. A unit with |z| below that error is a kink.
+    """
+    if not block.has_relu_units:
+        return Units(None, 0)
+    here, there = block.unit_calls(), other.unit_calls()
+    scale = SAFETY if block.x.dtype == torch.float32 else SAFETY * 2.0**-29
+    kinks = 0
+    for parts, mine, theirs in zip(block.layers, here, there, strict=True):
+        reach = magnitude(parts.up, mine)
+        error = (mine.y.double() - theirs.y.double()).abs().reshape(reach.shape)
+        ratio = float((error / reach.clamp_min(torch.finfo(torch.float64).tiny)).max())
+        ratio = max(ratio, torch.finfo(torch.float32).eps)
+        kinks += int((mine.y.double().abs().reshape(reach.shape) <= scale * ratio * reach).sum())
+    active = None
+    if len(here) == 1:
+        counts = (here[0].y > 0).reshape(block.tokens, -1).sum(-1)
+        active = tuple(int(c) for c in counts)
+    return Units(active, kinks)
+
+
+def magnitude(up: nn.Module, call: Call) -> torch.Tensor:
+    """|w|·|h| + |b| of every unit, (tokens, d_ff), float64."""
+    weight: Any = up.weight
+    bias: Any = up.bias
+    h = call.x.double().abs().reshape(-1, call.x.shape[-1])
+    reach = h @ weight.double().abs().T
+    return reach if bias is None else reach + bias.double().abs()
+
+
+def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
+    """Upper bounds on the rank of J, tightest first; the last is always its size."""
+    T, d = block.x.shape
+    bounds = [Bound(T * d, f"{T} tokens × width {d}")]
+    kind, options = block.kind, block.options
+    parts = block.layers[0]
+    branch = kind in ("mlp", "attn", "head") and not options.residual
+    norm = {"mlp": parts.mlp_norm, "attn": parts.attn_norm, "head": parts.attn_norm}.get(kind)
+    reads_norm = branch and options.norm and norm is not None
+    loses = 1 if reads_norm and isinstance(norm, nn.LayerNorm) else 0
+    if loses:
+        bounds.append(Bound(T * (d - 1), f"{T} tokens × ({d} − 1 direction that the LayerNorm removes)"))
+    if branch and kind == "mlp":
+        weight: Any = parts.up.weight
+        bounds.append(Bound(T * weight.shape[0], f"{T} tokens × {weight.shape[0]} units"))
+        if found.active is not None:
+            limited = sum(min(count, d - loses) for count in found.active)
+            mean = sum(found.active) / T
+            capped = f", at most {d - loses} each" if any(c > d - loses for c in found.active) else ""
+            bounds.append(Bound(limited, f"{T} tokens × {mean:.1f} active units on average{capped}"))
+    if branch and kind == "head":
+        d_head = d // int(block.model.config.num_attention_heads)
+        bounds.append(Bound(T * d_head, f"{T} tokens × {d_head} directions of the head"))
+    if kind in ("layer", "model") and ends_in_layer_norm(block):
+        bounds.append(Bound(T * (d - 1), f"{T} tokens × ({d} − 1 direction that the last LayerNorm removes)"))
+    return tuple(sorted(bounds, key=lambda bound: bound.rank))
+
+
+def ends_in_layer_norm(block: Block) -> bool:
+    """Whether the block's output leaves through a LayerNorm."""
+    if block.final_norm is not None:
+        return isinstance(block.final_norm, nn.LayerNorm)
+    return block.model.family.post_norm(block.model.config)

@@ -1,0 +1,76 @@
+"""What is learnt about a Jacobian while it is written out, beside its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from tightpass.jacobian.operator import Jacobian, Panel
+from tightpass.rank.bounds import Bound, structural_bounds, units
+from tightpass.rank.floor import BlockDifferences, Part, arithmetic, assumed_arithmetic
+from tightpass.spectra.verify import squared_norm
+
+OTHER = {torch.float64: torch.float32, torch.float32: torch.float64}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """energy      ‖J‖_F²
+    arithmetic  the floor's part of the model's arithmetic
+    bounds      structural upper bounds on the rank, tightest first
+    kinks       undecided ReLU units
+    active      active units of each token, where there is one ReLU MLP
+    """
+
+    energy: float
+    arithmetic: Part
+    bounds: tuple[Bound, ...]
+    kinks: int
+    active: tuple[int, ...] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Evidence:
+        active = values["active"]
+        return cls(
+            energy=values["energy"],
+            arithmetic=Part(**values["arithmetic"]),
+            bounds=tuple(Bound(**bound) for bound in values["bounds"]),
+            kinks=values["kinks"],
+            active=None if active is None else tuple(active),
+        )
+
+
+def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
+    """Writes J out, handing each panel to `keep`, and measures beside it.
+
+    The error of the arithmetic is measured against the same blocks in the other precision, at
+    the same x and activation pattern, a panel at a time.
+    """
+    dtype = str(J.dtype).removeprefix("torch.")
+    size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
+    if J.block is None:
+        energy = 0.0
+        for panel in J.panels():
+            keep(panel)
+            energy += squared_norm(panel.blocks.cpu().numpy())
+        return Evidence(energy, assumed_arithmetic(energy, dtype), (size,), 0, None)
+    other = J.block.in_precision(OTHER[J.dtype])
+    shadow = Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
+    differences = BlockDifferences(J.tokens_out, J.tokens_in)
+    energy = 0.0
+    for panel, twin in zip(J.panels(), shadow.panels(), strict=True):
+        keep(panel)
+        blocks = panel.blocks.cpu().numpy()
+        energy += squared_norm(blocks)
+        differences.add(panel.rows, panel.columns, blocks, twin.blocks.cpu().numpy())
+    found = units(J.block, other)
+    return Evidence(
+        energy, arithmetic(differences, dtype), structural_bounds(J.block, found), found.kinks, found.active
+    )
+

@@ -1,0 +1,71 @@
+"""The rank at a threshold as an interval with a flag."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.floating[Any]]
+
+LABELS = ("noise", "doubtful", "signal")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """How many true singular values exceed `tau`: between lo and hi.
+
+    flag       "certified" (lo = hi), "interval" (hi − lo ≤ max(1, 1 % of hi)) or "ambiguous"
+    nearest    the threshold nearest to tau at which the rank is certain (no σ̂ within the floor)
+    """
+
+    tau: float
+    lo: int
+    hi: int
+    flag: str
+    nearest: float | None
+
+    @property
+    def interval(self) -> tuple[int, int]:
+        return self.lo, self.hi
+
+    def __str__(self) -> str:
+        return str(self.lo) if self.lo == self.hi else f"{self.lo}–{self.hi}"
+
+
+def rank_at(values: Values, floor: float, tau: float, bound: int, kinks: int = 0) -> Rank:
+    """The Weyl interval #{σ̂ > τ+f} .. #{σ̂ > τ−f}, cut by a structural bound.
+
+    values   computed singular values, descending
+    kinks    undecided ReLU units; each widens the interval by one at either end
+    """
+    lo = max(int(np.sum(values > tau + floor)) - kinks, 0)
+    hi = min(int(np.sum(values > tau - floor)) + kinks, bound + kinks, len(values))
+    lo = min(lo, hi)
+    if lo == hi:
+        flag = "certified"
+    else:
+        flag = "interval" if hi - lo <= max(1.0, 0.01 * hi) else "ambiguous"
+    return Rank(tau, lo, hi, flag, nearest_certain(values, floor, tau))
+
+
+def nearest_certain(values: Values, floor: float, tau: float) -> float | None:
+    """The τ closest to the given one, in ratio, with no value within the floor of it."""
+    upper = np.concatenate([[np.inf], values.astype(np.float64)])
+    lower = np.concatenate([values.astype(np.float64), [-np.inf]])
+    starts, ends = lower + floor, upper - floor  # τ may lie in [start, end] of each gap
+    starts = np.maximum(starts, floor)  # below the floor nothing is known
+    wide = starts <= ends
+    if not np.any(wide):
+        return None
+    candidates = np.clip(tau, starts[wide], ends[wide])
+    with np.errstate(divide="ignore"):
+        ratios = np.abs(np.log(candidates / tau)) if tau > 0 else candidates
+    return float(candidates[np.argmin(ratios)])
+
+
+def labels(values: Values, floor: float) -> NDArray[np.int8]:
+    """0 noise (≤ f), 1 doubtful, 2 signal (> 3f): indices into `LABELS`."""
+    return ((values > floor).astype(np.int8) + (values > 3 * floor)).astype(np.int8)

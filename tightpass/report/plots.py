@@ -1,0 +1,113 @@
+"""The two figures of a run: rank per block, and the spectra with their floors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tightpass.rank.verdict import Spectrum
+
+SIGNAL, NOISE, BOUND, KNEE = "#1f5a8c", "#b8b8b8", "#c8553d", "#2a9d5c"
+FLAG_COLOURS = {"certified": SIGNAL, "interval": "#e0a030", "ambiguous": "#c8553d"}
+PANELS_AT_MOST = 24
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def ranks(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
+    """Rank of each block as a dot with its interval as a bar, beside the structural bound."""
+    count, size = len(spectra), len(spectra[0].values)
+    figure = _figure(min(max(6.0, 0.55 * count + 2.5), 18.0), 4.2)
+    axes = figure.add_subplot()
+    at = np.arange(count)
+    axes.hlines([s.evidence.bounds[0].rank for s in spectra], at - 0.35, at + 0.35, color=BOUND, lw=1.5, label="structural bound")
+    for flag, colour in FLAG_COLOURS.items():
+        of_flag = [i for i, s in enumerate(spectra) if s.rank.flag == flag]
+        if of_flag:
+            middle = np.array([(spectra[i].rank.lo + spectra[i].rank.hi) / 2 for i in of_flag])
+            half = np.array([(spectra[i].rank.hi - spectra[i].rank.lo) / 2 for i in of_flag])
+            axes.errorbar(of_flag, middle, yerr=half, fmt="o", color=colour, ms=6, capsize=4, label=f"rank, {flag}")
+    for i, s in enumerate(spectra):
+        if count <= 16:
+            axes.annotate(str(s.rank), (i, s.rank.hi), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
+    axes.axhline(size, color="black", lw=0.8, ls=":")
+    axes.annotate(f"all {size} directions", (1, size), xycoords=("axes fraction", "data"), xytext=(-3, 3), textcoords="offset points", ha="right", fontsize=8)
+    axes.set_ylim(0, 1.12 * size)
+    axes.set_xticks(at, [s.name for s in spectra], rotation=0 if count <= 8 else 90, fontsize=8)
+    axes.set_ylabel("directions that pass")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path)
+    return path
+
+
+def spectra(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
+    """σᵢ against i on a log axis, one panel a block: signal, noise, floor, cliff and knees."""
+    shown = list(spectra)[:PANELS_AT_MOST]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = _figure(4.2 * columns + 0.3, 2.9 * rows + 0.9)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    smallest = min(_lowest_drawn(s) for s in shown)
+    for axes, s in zip(grid.flat, shown, strict=False):
+        _panel(axes, s, smallest)
+    for axes in list(grid.flat)[len(shown) :]:
+        axes.set_visible(False)
+    for i in range(columns):
+        lowest = [axes for axes in grid[:, i] if axes.get_visible()][-1]
+        lowest.set_xlabel("index")
+        lowest.tick_params(labelbottom=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("singular value")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    left_out = f" · first {len(shown)} of {len(spectra)}" if len(shown) < len(spectra) else ""
+    figure.suptitle(title + left_out, fontsize=10, x=0.01, ha="left")
+    figure.savefig(path)
+    return path
+
+
+def _lowest_drawn(s: Spectrum) -> float:
+    """Everything below a hundredth of the floor is drawn at the edge."""
+    return max(s.floor.total / 100, float(s.values[0]) * 1e-22, 1e-300)
+
+
+def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
+    index = np.arange(1, len(s.values) + 1)
+    drawn = np.maximum(s.values, smallest)
+    noise = s.codes == 0
+    axes.plot(index[~noise], drawn[~noise], color=SIGNAL, lw=2.2, label="singular values")
+    axes.plot(index[noise], drawn[noise], color=NOISE, lw=2.2, label="noise (not distinguishable from 0)")
+    axes.axhline(s.floor.total, color=BOUND, lw=1, ls="--", label="noise floor")
+    for knee in s.knees[:3]:
+        axes.plot([knee.index], [s.values[knee.index - 1]], "v", color=KNEE, ms=6, label=None)
+        axes.annotate(
+            f"knee {knee.index}", (knee.index, s.values[knee.index - 1]), xytext=(5, 4), textcoords="offset points", fontsize=7, color=KNEE
+        )
+    if s.cliff is not None:
+        axes.axvline(s.cliff.index, color="black", lw=0.7, ls=":")
+        axes.annotate(
+            f"rank {s.rank}\nfalls ×{s.cliff.ratio:.0e}" if s.cliff.ratio >= 100 else f"rank {s.rank}",
+            (s.cliff.index, 0.97),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 0) if s.cliff.index < 0.6 * len(s.values) else (-4, 0),
+            textcoords="offset points",
+            ha="left" if s.cliff.index < 0.6 * len(s.values) else "right",
+            va="top",
+            fontsize=8,
+        )
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=smallest)
+    axes.set_title(f"{s.name}: rank {s.rank} of {len(s.values)} ({s.rank.flag})", fontsize=8.5, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)

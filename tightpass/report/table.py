@@ -1,0 +1,98 @@
+"""The tight-pass table: one row a job."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from tightpass.rank.knee import Fall
+from tightpass.rank.verdict import Spectrum
+
+
+def frame(spectra: Sequence[Spectrum]) -> pd.DataFrame:
+    """All numbers of the verdicts, indexed by job; singular values and floor in the units of J."""
+    return pd.DataFrame([_row(s) for s in spectra]).set_index("job")
+
+
+def _row(s: Spectrum) -> dict[str, Any]:
+    m, bound = s.measures, s.evidence.bounds[0]
+    knee = s.knees[0] if s.knees else None
+    return {
+        "job": s.name,
+        "rank_low": s.rank.lo,
+        "rank_high": s.rank.hi,
+        "flag": s.rank.flag,
+        "size": len(s.values),
+        "bound": bound.rank,
+        "bound_reason": bound.reason,
+        "sigma_1": float(s.values[0]),
+        "floor": s.floor.total,
+        "conventional": s.floor.conventional,
+        "kinks": s.evidence.kinks,
+        "nearest_certain_tau": s.rank.nearest,
+        "cliff_index": None if s.cliff is None else s.cliff.index,
+        "cliff_ratio": None if s.cliff is None else s.cliff.ratio,
+        "knee_index": None if knee is None else knee.index,
+        "knee_ratio": None if knee is None else knee.ratio,
+        "stable_rank": m.stable_rank,
+        "effective_rank": m.effective_rank,
+        "participation": m.participation,
+        "k90": m.energy_ranks[0],
+        "k99": m.energy_ranks[1],
+        "k99.9": m.energy_ranks[2],
+    }
+
+
+def rich_table(spectra: Sequence[Spectrum], title: str) -> Table:
+    """The table for a terminal."""
+    table = Table(title=title, title_justify="left", caption=CAPTION, caption_justify="left")
+    table.add_column("block", no_wrap=True)
+    for name in ("rank", "of", "bound"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("flag", no_wrap=True)
+    for name in ("cliff", "knee", "stable", "90 %", "99 %", "σ₁", "floor/σ₁"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for s in spectra:
+        m, sigma1 = s.measures, float(s.values[0])
+        table.add_row(
+            s.name,
+            str(s.rank),
+            str(len(s.values)),
+            str(s.evidence.bounds[0].rank),
+            s.rank.flag + (f", {s.evidence.kinks} kinks" if s.evidence.kinks else ""),
+            f"10^{math.log10(s.cliff.ratio):.0f}" if s.cliff and s.cliff.ratio >= 10 else _ratio(s.cliff),
+            f"{_ratio(s.knees[0])} @ {s.knees[0].index}" if s.knees else "–",
+            f"{m.stable_rank:.1f}",
+            str(m.energy_ranks[0]),
+            str(m.energy_ranks[1]),
+            f"{sigma1:.3g}",
+            f"{s.floor.total / sigma1:.0e}" if sigma1 else "–",
+        )
+    return table
+
+
+CAPTION = (
+    "rank: directions above twice the noise floor · bound: the most that structure allows · cliff: the fall into the floor\n"
+    "knee: the steepest fall above it @ its index · stable: ‖J‖_F²/σ₁² · 90 %, 99 %: directions that carry that share of ‖J‖_F²"
+)
+
+
+def _ratio(fall: Fall | None) -> str:
+    return "–" if fall is None else f"×{fall.ratio:.1f}"
+
+
+def as_json(spectra: Sequence[Spectrum]) -> list[dict[str, Any]]:
+    """The rows as plain JSON values, with the floor's parts and all knees."""
+    rows = json.loads(frame(spectra).reset_index().to_json(orient="records", double_precision=15))
+    for row, s in zip(rows, spectra, strict=True):
+        row["floor_parts"] = [vars(part) for part in s.floor.parts]
+        row["bounds"] = [vars(bound) for bound in s.evidence.bounds]
+        row["knees"] = [vars(knee) for knee in s.knees]
+        row["method"] = s.method
+        row["checks"] = list(s.checks)
+    return rows  # type: ignore[no-any-return]

@@ -1,0 +1,331 @@
+"""The main job: a question -> shards, spectra, ranks, tables and figures in one directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pandas as pd
+import torch
+import yaml
+from threadpoolctl import threadpool_limits
+
+from importlib.metadata import version
+from tightpass.config import Config, memory_limit
+from tightpass.errors import InputError, VerificationError
+from tightpass.jacobian.operator import Jacobian
+from tightpass.models.blocks import Options, build
+from tightpass.models.capture import Captured, capture
+from tightpass.models.loading import Model, load_model, locate
+from tightpass.models.tokens import Tokens, tokenize
+from tightpass.plan import check_fits, check_settings, jobs, plan
+from tightpass.rank.evidence import Evidence, collect
+from tightpass.rank.verdict import Spectrum, verdict
+from tightpass.report import plots, table
+from tightpass.spectra.verify import check_values
+from tightpass.store import journal, results
+from tightpass.store.results import Record
+from tightpass.store.shards import Layout, Shard, write_shard
+
+ALGORITHM = 1
+"""Part of every shard's identity: raised when the same question would give other numbers."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with a job's name, how many are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that has been opened; see `open` and `run`."""
+
+    directory: Path
+    config: Config
+    records: tuple[Record, ...]
+    provenance: dict[str, Any]
+    token_ids: tuple[int, ...]
+
+    def __getitem__(self, name: str) -> Spectrum:
+        for record in self.records:
+            if record.spectrum.name == name:
+                return record.spectrum
+        raise InputError(f"{self.directory} has no job {name!r}; it has {', '.join(self.names)}")
+
+    @property
+    def names(self) -> list[str]:
+        """The finished jobs, in order."""
+        return [record.spectrum.name for record in self.records]
+
+    @property
+    def spectra(self) -> list[Spectrum]:
+        return [record.spectrum for record in self.records]
+
+    def table(self) -> pd.DataFrame:
+        """One row a job: rank interval and flag, bound, floor, cliff, knee, soft measures."""
+        return table.frame(self.spectra)
+
+    def plot(self) -> tuple[Path, Path]:
+        """Writes ranks.png and spectra.png into the directory; returns their paths."""
+        return (
+            plots.ranks(self.spectra, self.title, self.directory / "ranks.png"),
+            plots.spectra(self.spectra, self.title, self.directory / "spectra.png"),
+        )
+
+    def shard(self, name: str) -> Shard:
+        """The Jacobian of a job on disk. Raises InputError if it was discarded."""
+        path = shard_path(self.directory, name)
+        if not path.is_file():
+            raise InputError(f"the Jacobian of {name} was not kept in {self.directory} (discard_jacobian)")
+        return Shard(path)
+
+    @property
+    def title(self) -> str:
+        """What was asked, in a line."""
+        p = self.provenance
+        random = "" if p["weights"] == "pretrained" else f", {p['weights']} weights"
+        extras = ("" if self.config.norm else ", no norm") + (", residual" if self.config.residual else "")
+        return f"{p['model']}{random} · {self.config.block}{extras} · {len(self.token_ids)} tokens · {self.config.dtype}"
+
+
+def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -> Run:
+    """Computes every block of a question, or what is left of it, and returns the run.
+
+    model      as for the command; a loaded Hugging Face model is taken as well
+    options    the fields of `Config`
+    progress   called as jobs start and end
+
+    The same question again continues what is unfinished. Raises InputError for a wrong request,
+    DoesNotFitError if it does not fit, VerificationError if a result fails its checks.
+    """
+    if isinstance(model, torch.nn.Module):
+        given = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+        return answer(Config.of(model=given, **options), progress, model)
+    return answer(Config.of(model=model, **options), progress)
+
+
+def answer(config: Config, progress: Progress | None = None, given: torch.nn.Module | None = None) -> Run:
+    """`run` for a config; `given` replaces the loading of a model."""
+    check_settings(config)
+    directory = config.directory()
+    resolved = {"text": read_text(config), "text_file": None}
+    if given is None:
+        resolved["model"] = locate(config.model).name
+    config = config.model_copy(update=resolved)
+    refuse_other_question(directory, config)
+    if given is None:
+        check_fits(plan(config), config, directory)
+    with threads(config.threads):
+        limit = memory_limit(config.memory)
+        model = load_model(given or config.model, config.dtype, config.device, config.weights, config.seed, limit)
+        listed = jobs(config, len(model.layers), int(model.config.num_attention_heads))
+        tokens = tokenize(model, config.tokens, config.text, config.special, config.seed)
+        captured = capture(model, tokens.ids)
+        build(captured, listed[0])  # the load-time checks, before anything is written
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "run.yaml").write_text(yaml.safe_dump(config.model_dump(exclude={"out"}), sort_keys=False))
+        _Job(config, directory, captured, tokens, limit).all(listed, progress)
+    finished = open(directory)
+    finished.plot()
+    return finished
+
+
+def read_text(config: Config) -> str | None:
+    """The text itself. Raises InputError if its file cannot be read."""
+    if config.text_file is None:
+        return config.text
+    if config.text_file == "-":
+        return sys.stdin.read()
+    try:
+        return Path(config.text_file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {config.text_file}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
+
+
+def refuse_other_question(directory: Path, config: Config) -> None:
+    """Raises InputError if the directory holds another run, or files that are no run."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file; --out needs a directory")
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    if not (directory / "run.yaml").is_file():
+        raise InputError(f"{directory} is not empty and holds no run; choose another --out")
+    before, now = Config.read(str(directory / "run.yaml")).question(), config.question()
+    different = [f"{key} {before[key]!r} → {now[key]!r}" for key in now if before[key] != now[key]]
+    if different:
+        shown = ", ".join(item if len(item) < 60 else item.split(" ", 1)[0] for item in different)
+        raise InputError(f"{directory} holds the run of another question ({shown}); choose another --out")
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Limits torch and the BLAS to `count` threads; None leaves them as they are."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def shard_path(directory: Path, name: str) -> Path:
+    return directory / "shards" / f"{name}.h5"
+
+
+@dataclass
+class _Job:
+    """The jobs of one run: forms, stores, decomposes, judges and records each."""
+
+    config: Config
+    directory: Path
+    captured: Captured
+    tokens: Tokens
+    memory: int
+
+    def all(self, listed: list[Options], progress: Progress | None) -> None:
+        path, ids = self.directory / "results.h5", self.tokens.ids.tolist()
+        weights = self.captured.model.weights_hash()
+        provenance = provenance_of(self.captured.model, self.tokens, weights)
+        wanted = {options.name: self.identity(options, weights) for options in listed}
+        done = {
+            record.spectrum.name: record
+            for record in (results.load(path)[0] if path.is_file() else [])
+            if wanted.get(record.spectrum.name) == record.identity
+        }
+        for number, options in enumerate(listed):
+            name = options.name
+            if progress is not None:
+                progress(name, number, len(listed))
+            if name in done and (self.config.discard_jacobian or self.has_shard(name, wanted[name])):
+                continue
+            done[name] = self.one(options, wanted[name])
+            ordered = [done[o.name] for o in listed if o.name in done]
+            results.save(path, ordered, provenance, ids)
+            journal.append(self.directory / "journal.jsonl", job=name, identity=wanted[name], **done[name].seconds)
+        if progress is not None:
+            progress("", len(listed), len(listed))
+
+    def identity(self, options: Options, weights: str) -> str:
+        """A hash of all that defines a job's numbers, not of where or by whom it is run."""
+        defining = {
+            "weights": weights,
+            "token_ids": self.tokens.ids.tolist(),
+            "block": [options.kind, options.layer, options.head, options.norm, options.residual],
+            "dtype": self.config.dtype,
+            "vectors": self.config.vectors,
+            "algorithm": ALGORITHM,
+        }
+        return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+
+    def has_shard(self, name: str, identity: str) -> bool:
+        """Whether the job's shard is there and whole enough to open."""
+        path = shard_path(self.directory, name)
+        try:
+            return path.is_file() and Shard(path).identity == identity
+        except (VerificationError, InputError):
+            return False
+
+    def one(self, options: Options, identity: str) -> Record:
+        """One job, from its published shard where there is one."""
+        path = shard_path(self.directory, options.name)
+        seconds: dict[str, float] = {}
+        if self.has_shard(options.name, identity):
+            shard = Shard(path)
+            return Record(identity, self.judged(shard, seconds, options), seconds)
+        with timed(seconds, "block"):
+            block = build(self.captured, options)
+            J = Jacobian(block.function(), block.x, block.structure, block=block, memory=self.memory)
+        with timed(seconds, "jacobian, floor and storage"):
+            layout = Layout(J.structure, J.tokens_out, J.tokens_in, J.d_out, J.d_in, self.config.dtype)
+            x = block.x.cpu().numpy()
+            writer = write_shard(path, layout, identity, x, lambda keep: collect(J, keep).as_dict())
+        try:
+            if not self.config.discard_jacobian:
+                with timed(seconds, "publishing"):
+                    shard = writer.publish()
+            else:
+                shard = Shard(writer.part)
+            return Record(identity, self.judged(shard, seconds, options), seconds)
+        finally:
+            writer.discard()
+
+    def judged(self, shard: Shard, seconds: dict[str, float], options: Options) -> Spectrum:
+        with timed(seconds, "spectrum"):
+            evidence = Evidence.from_dict(shard.evidence)
+            return verdict(shard, evidence, options.name, len(self.tokens.ids), self.config.vectors)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
+
+
+def provenance_of(model: Model, tokens: Tokens, weights_hash: str) -> dict[str, Any]:
+    """What a reader needs to know of where the numbers come from."""
+    packages = ("torch", "transformers", "numpy", "scipy", "h5py")
+    return {
+        "tightpass": version("tightpass"),
+        "model": model.name,
+        "revision": model.revision,
+        "weights": model.weights,
+        "weights_sha256": weights_hash,
+        "tokens": tokens.origin,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: version(name) for name in packages} | {"hdf5": h5py.version.hdf5_version},
+    }
+
+
+def open(directory: str | Path) -> Run:
+    """Opens a run directory. Raises InputError if it is none, or has no finished job yet."""
+    path = Path(directory).expanduser()
+    if not (path / "run.yaml").is_file():
+        raise InputError(f"{path} is not a run directory (no run.yaml); give the directory that `tightpass run` printed")
+    if not (path / "results.h5").is_file():
+        raise InputError(f"{path} has no finished job yet; run `tightpass run --config {path / 'run.yaml'} --out {path}`")
+    records, provenance, token_ids = results.load(path / "results.h5")
+    config = Config.read(str(path / "run.yaml"), out=str(path))
+    return Run(path, config, tuple(records), provenance, tuple(token_ids))
+
+
+def verify(directory: str | Path) -> list[str]:
+    """Checks a run's files against each other; returns what was checked, a line a job.
+
+    Every chunk of every shard against its checksum, every block present, ‖J‖_F² as recorded, and
+    the stored spectrum against it. Raises VerificationError at the first contradiction.
+    """
+    opened = open(directory)
+    lines = []
+    for record in opened.records:
+        s = record.spectrum
+        path = shard_path(opened.directory, s.name)
+        check_values(s.values, s.evidence.energy, s.values.shape)
+        if path.is_file():
+            shard = Shard(path)
+            if shard.identity != record.identity:
+                raise VerificationError(f"{path} belongs to another computation than results.h5")
+            shard.check()
+            if shard.evidence != json.loads(json.dumps(s.evidence.as_dict())):
+                raise VerificationError(f"{path} records other evidence than results.h5")
+            lines.append(f"{s.name}: {shard.layout.count} blocks, checksums, ‖J‖_F² and Σσ² agree")
+        elif opened.config.discard_jacobian:
+            lines.append(f"{s.name}: Σσ² and ‖J‖_F² agree (Jacobian discarded)")
+        else:
+            raise VerificationError(f"{path} is missing")
+    return lines
+

@@ -1,0 +1,251 @@
+"""All singular values by LAPACK, verified; and the leading vectors.
+
+A *source* is anything with `structure`, `shape`, `d_out`, `d_in` and `panels()`: a `Jacobian`, or a
+shard on disk. Block-diagonal sources cost one small SVD a token, others one dense SVD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scipy.sparse.linalg import svds
+
+from tightpass.errors import VerificationError
+from tightpass.spectra.threads import one_per_core
+from tightpass.spectra.verify import (
+    SvdError,
+    check_dense,
+    check_values,
+    measured_error,
+    squared_norm,
+)
+from tightpass.structure import BlockDiagonal, Structure
+
+Matrix = NDArray[np.floating[Any]]
+SAMPLED_BLOCKS = 6
+
+
+class Source(Protocol):
+    """What a decomposition needs of a matrix in blocks."""
+
+    @property
+    def structure(self) -> Structure: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def d_out(self) -> int: ...
+    @property
+    def d_in(self) -> int: ...
+    def panels(self) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True)
+class Values:
+    """All min(M, N) singular values, descending.
+
+    blocks     token of each value, for block-diagonal sources
+    energy     ‖J‖_F² from the entries
+    error      the SVD's own backward error
+    checks     what was verified, in words
+    """
+
+    values: Matrix
+    blocks: NDArray[np.int64] | None
+    energy: float
+    error: SvdError
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """k leading U (M, k), S (k,), Vh (k, N), residuals (k,) = √(‖Jv−σu‖² + ‖Jᵀu−σv‖²)."""
+
+    U: Matrix
+    S: Matrix
+    Vh: Matrix
+    residuals: Matrix
+
+
+def gesdd(A: Matrix) -> Matrix:
+    """Singular values by divide and conquer's values-only path (dqds)."""
+    return np.linalg.svd(A, compute_uv=False)
+
+
+def gesvd(A: Matrix) -> Matrix:
+    """Singular values by QR iteration: slower, and converges where gesdd fails on repeated values."""
+    from scipy.linalg import svd
+
+    return svd(A, compute_uv=False, lapack_driver="gesvd", check_finite=False)  # type: ignore[no-any-return]
+
+
+DRIVERS: tuple[Callable[[Matrix], Matrix], ...] = (gesdd, gesvd)
+
+
+def verified_values(A: Matrix) -> Matrix:
+    """Singular values of one matrix by the first driver whose answer passes `check_values`.
+
+    Raises VerificationError with what each driver answered if none does.
+    """
+    problems = []
+    for driver in DRIVERS:
+        try:
+            values = driver(A)
+            check_values(values, squared_norm(A), A.shape)
+            return values
+        except (np.linalg.LinAlgError, VerificationError) as error:
+            problems.append(f"{driver.__name__}: {error}")
+    raise VerificationError("no SVD of this matrix can be trusted: " + "; ".join(problems))
+
+
+def singular_values(source: Source) -> Values:
+    """All singular values of a source. Raises VerificationError if no route can be verified."""
+    if isinstance(source.structure, BlockDiagonal):
+        return _of_blocks(source)
+    return _of_dense(assemble(source))
+
+
+def _of_blocks(source: Source) -> Values:
+    values: list[Matrix] = []
+    tokens: list[int] = []
+    energy, sample = 0.0, _Sample(SAMPLED_BLOCKS)
+    for panel in source.panels():
+        blocks = panel.blocks.cpu().numpy()
+        found = one_per_core(verified_values, blocks)
+        energy += squared_norm(blocks)
+        values += found
+        tokens += panel.rows
+        for block, sigma in zip(blocks, found, strict=True):
+            sample.offer(block, sigma)
+    check_values(np.sort(np.concatenate(values))[::-1], energy, source.shape)
+    error = measured_error(sample.chosen)
+    merged = np.concatenate(values)
+    order = np.argsort(-merged, kind="stable")
+    return Values(
+        merged[order],
+        np.repeat(tokens, len(values[0]))[order],
+        energy,
+        error,
+        (
+            f"each of {len(values)} blocks: finite, non-negative, sorted, Σσ² = ‖J‖²",
+            f"{len(sample.chosen)} blocks: every value, tail included, against an SVD with vectors",
+        ),
+    )
+
+
+class _Sample:
+    """The block of the largest σ₁, and others spread over the stream."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.seen = size, 0
+        self.top: tuple[Matrix, Matrix] | None = None
+        self.others: list[tuple[Matrix, Matrix]] = []
+        self.rng = np.random.default_rng(0)
+
+    def offer(self, block: Matrix, sigma: Matrix) -> None:
+        """Reservoir sampling (Vitter 1985), beside the running maximum."""
+        self.seen += 1
+        if self.top is None or sigma[0] > self.top[1][0]:
+            self.top = (block.copy(), sigma)
+        if len(self.others) < self.size - 1:
+            self.others.append((block.copy(), sigma))
+        elif (slot := int(self.rng.integers(self.seen))) < self.size - 1:
+            self.others[slot] = (block.copy(), sigma)
+
+    @property
+    def chosen(self) -> list[tuple[Matrix, Matrix]]:
+        assert self.top is not None
+        return [self.top, *(pair for pair in self.others if pair[0] is not self.top[0])]
+
+
+def assemble(source: Source) -> Matrix:
+    """The source as one array, blocks outside of its structure exactly zero."""
+    J: Matrix | None = None
+    for panel in source.panels():
+        blocks = panel.blocks.cpu().numpy()
+        if J is None:
+            J = np.zeros(source.shape, dtype=blocks.dtype)
+        for t, s, block in zip(panel.rows, panel.columns, blocks, strict=True):
+            J[t * source.d_out : (t + 1) * source.d_out, s * source.d_in : (s + 1) * source.d_in] = block
+    assert J is not None
+    return J
+
+
+def _of_dense(J: Matrix) -> Values:
+    values = verified_values(J)
+    error, checks = check_dense(J, values)
+    return Values(values, None, squared_norm(J), error, ("finite, non-negative, sorted, Σσ² = ‖J‖²", *checks))
+
+
+def leading(source: Source, exact: Values, k: int) -> Triplets:
+    """The k leading singular triplets, their residuals measured.
+
+    Block-diagonal: SVDs of only those blocks that hold the k values, each vector living on
+    its own token. Dense: PROPACK (Larsen 1998), or LAPACK where k is large or PROPACK's
+    residuals exceed 1e-10 σ₁ (float64; 1e-4 in float32).
+    """
+    k = min(k, len(exact.values))
+    if exact.blocks is not None:
+        return _leading_of_blocks(source, exact, k)
+    return _leading_of_dense(assemble(source), k)
+
+
+def _leading_of_blocks(source: Source, exact: Values, k: int) -> Triplets:
+    assert exact.blocks is not None
+    wanted = exact.blocks[:k]
+    counts = {int(t): int((wanted == t).sum()) for t in np.unique(wanted)}
+    rows, columns = source.shape
+    parts = []
+    for panel in source.panels():
+        for t, block in zip(panel.rows, panel.blocks, strict=True):
+            if t in counts:
+                A = block.cpu().numpy()
+                U, S, Vh = np.linalg.svd(A, full_matrices=False)
+                parts.append((t, A, U[:, : counts[t]], S[: counts[t]], Vh[: counts[t]]))
+    dtype = exact.values.dtype
+    left, right = np.zeros((rows, k), dtype), np.zeros((k, columns), dtype)
+    S, residuals, at = np.zeros(k, dtype), np.zeros(k, dtype), 0
+    for t, A, u, s, vh in parts:
+        here = slice(at, at + len(s))
+        left[t * source.d_out : (t + 1) * source.d_out, here] = u
+        right[here, t * source.d_in : (t + 1) * source.d_in] = vh
+        S[here], residuals[here] = s, residual(A, u, s, vh)
+        at += len(s)
+    order = np.argsort(-S, kind="stable")
+    return Triplets(left[:, order], S[order], right[order], residuals[order])
+
+
+def _leading_of_dense(J: Matrix, k: int) -> Triplets:
+    allowed = 1e-10 if J.dtype == np.float64 else 1e-4
+    if 10 * k < min(J.shape):
+        found = _propack(J, k)
+        if found is not None and np.all(found.residuals <= allowed * found.S[0]):
+            return found
+    U, S, Vh = np.linalg.svd(J, full_matrices=False)
+    U, S, Vh = U[:, :k], S[:k], Vh[:k]
+    return Triplets(U, S, Vh, residual(J, U, S, Vh))
+
+
+def _propack(J: Matrix, k: int) -> Triplets | None:
+    """Leading triplets by Lanczos bidiagonalisation; None if it does not converge."""
+    tol = 1e-6 if J.dtype == np.float64 else 1e-3  # SciPy squares it
+    try:
+        U, S, Vh = svds(J, k, solver="propack", tol=tol, maxiter=20 * k + 200, rng=np.random.default_rng(0))
+    except np.linalg.LinAlgError:
+        return None
+    order = np.argsort(-S)
+    U, S, Vh = U[:, order], S[order], Vh[order]
+    return Triplets(U, S, Vh, residual(J, U, S, Vh))
+
+
+def residual(A: Matrix, U: Matrix, S: Matrix, Vh: Matrix) -> Matrix:
+    """√(‖A v − σ u‖² + ‖Aᵀ u − σ v‖²) of each triplet."""
+    right = np.linalg.norm(A @ Vh.T - U * S, axis=0)
+    left = np.linalg.norm(A.T @ U - Vh.T * S, axis=0)
+    return np.hypot(right, left)  # type: ignore[no-any-return]
+
+

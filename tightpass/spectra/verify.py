@@ -1,0 +1,187 @@
+"""Is a list of singular values the spectrum of that matrix?
+
+Σσ² = ‖A‖_F² cannot see the tail, so the tail is probed as well: small matrices against an
+SVD with vectors, value by value; large ones by counts at thresholds across the range (inertia,
+Sylvester 1852) and by inverse iteration at the bottom.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import lapack, lu_factor, lu_solve
+
+from tightpass.errors import VerificationError
+
+Matrix = NDArray[np.floating[Any]]
+
+ROUNDING = 4.0
+"""LAPACK's SVDs err by at most 4·eps·√N·σ₁ on every matrix tried (worst seen: 3.8, ones)."""
+SMALL = 1024
+"""Up to this size a second SVD, with vectors, is cheap enough to check every value."""
+
+
+@dataclass(frozen=True)
+class SvdError:
+    """A bound on |σ̂ − σ| by the SVD itself; `method` says how it is known."""
+
+    bound: float
+    method: str
+
+
+def tolerance(sigma1: float, size: int, dtype: Any) -> float:
+    """4·eps·√N·σ₁."""
+    return ROUNDING * float(np.finfo(dtype).eps) * np.sqrt(size) * sigma1
+
+
+def squared_norm(A: Matrix) -> float:
+    """‖A‖_F², accumulated in float64."""
+    if A.dtype == np.float64:
+        return float(np.vdot(A, A))
+    return float(sum(np.sum(np.square(row, dtype=np.float64)) for row in A))
+
+
+def check_values(values: Matrix, energy: float, shape: tuple[int, ...]) -> None:
+    """Finite, non-negative, sorted, as many as there should be, and Σσ² = ‖A‖_F² within rounding."""
+    if len(values) != min(shape):
+        raise VerificationError(f"expected {min(shape)} singular values, got {len(values)}")
+    if not np.all(np.isfinite(values)):
+        raise VerificationError(f"{int(np.sum(~np.isfinite(values)))} singular values are not finite")
+    if len(values) and (values[-1] < 0 or np.any(np.diff(values) > 0)):
+        raise VerificationError("singular values are negative or not sorted")
+    squares = float(np.sum(np.square(values, dtype=np.float64)))
+    allowed = 16 * np.sqrt(max(shape)) * float(np.finfo(values.dtype).eps) * max(energy, squares)
+    if not abs(squares - energy) <= allowed:
+        raise VerificationError(f"Σσ² = {squares:.17g}, but ‖J‖_F² = {energy:.17g}: they differ beyond rounding")
+
+
+def measured_error(sample: list[tuple[Matrix, Matrix]]) -> SvdError:
+    """Backward error of the SVDs of some blocks, scaled to the largest σ₁ among all.
+
+    Each (block, values) is decomposed again with vectors. By Weyl the values are
+    within ‖A − USVh‖₂ of the truth, plus what U and V lack in orthonormality times σ₁; the
+    first answer adds its distance from the second. The worst of the sample, relative to σ₁, times 2
+    for the blocks that were not sampled, is the bound.
+
+    Raises VerificationError if the two SVDs differ beyond rounding anywhere in the range.
+    """
+    sigma1 = max(float(values[0]) for _, values in sample)
+    worst = 0.0
+    for A, values in sample:
+        if float(values[0]) == 0:
+            continue
+        U, S, Vh = np.linalg.svd(A, full_matrices=False)
+        apart = float(np.max(np.abs(S - values)))
+        check_apart(apart, float(values[0]), A.shape, A.dtype)
+        worst = max(worst, (decomposition_error(A, U, S, Vh) + apart) / float(values[0]))
+    floor = float(np.finfo(sample[0][0].dtype).eps)
+    return SvdError(
+        2 * max(worst, floor) * sigma1, f"measured: SVDs with vectors of {len(sample)} blocks, worst residual × 2"
+    )
+
+
+def check_apart(apart: float, sigma1: float, shape: tuple[int, ...], dtype: Any) -> None:
+    """Raises VerificationError if two SVDs of one matrix differ by more than twice rounding."""
+    if not apart <= 2 * tolerance(sigma1, max(shape), dtype):
+        raise VerificationError(f"two SVDs of one matrix differ by {apart / sigma1:.1e} σ₁, beyond rounding")
+
+
+def decomposition_error(A: Matrix, U: Matrix, S: Matrix, Vh: Matrix) -> float:
+    """‖A − U S Vh‖₂ + (‖UᵀU − I‖₂ + ‖VhVhᵀ − I‖₂)·σ₁/2.
+
+    The second term is what the loss of orthonormality moves a singular value of U S Vh by, to first
+    order: σᵢ(US Vh) lies between √λ_min and √λ_max of UᵀU times those of Vh Vhᵀ times Sᵢ (Ostrowski 1959).
+    """
+    spoiled = np.linalg.norm(U.T @ U - np.eye(U.shape[1]), 2) + np.linalg.norm(Vh @ Vh.T - np.eye(len(Vh)), 2)
+    return float(np.linalg.norm(A - (U * S) @ Vh, 2) + spoiled / 2 * S[0] * (1 + 1e-6))
+
+
+def check_dense(A: Matrix, values: Matrix) -> tuple[SvdError, tuple[str, ...]]:
+    """The error bound of one dense SVD and what was checked, in words.
+
+    Raises VerificationError if any probe contradicts the values.
+    """
+    if max(A.shape) <= SMALL:
+        return measured_error([(A, values)]), ("every value, tail included, against an SVD with vectors",)
+    counted = check_counts(A, values)
+    bottom = check_bottom(A, values)
+    bound = tolerance(float(values[0]), max(A.shape), A.dtype)
+    return (
+        SvdError(bound, "assumed: 4·eps·√N·σ₁, LAPACK's worst in measurements"),
+        (f"counts above {counted} thresholds by inertia", f"{bottom} smallest values by inverse iteration"),
+    )
+
+
+def check_counts(A: Matrix, values: Matrix) -> int:
+    """#{σ > τ} by the inertia of AᵀA − τ²I in float64, at thresholds across the range.
+
+    The Gram matrix blurs σ by about eps·√N·σ₁²/τ, so thresholds stay above 1e-6 σ₁, and they
+    sit in wide gaps. Returns their number.
+    """
+    sigma1, n = float(values[0]), min(A.shape)
+    wide = A.astype(np.float64, copy=False)
+    G = wide.T @ wide if A.shape[0] >= A.shape[1] else wide @ wide.T
+    usable = int(np.sum(values > 1e-6 * sigma1))
+    indices = sorted({usable // 2, usable - max(1, usable // 50)} & set(range(1, usable)))
+    for index in indices:
+        tau = _gap_near(values, index, max(1, usable // 50))
+        blur = tolerance(sigma1, n, np.float64) * sigma1 / tau + tolerance(sigma1, n, A.dtype)
+        count = _eigenvalues_above(G, tau**2)
+        low, high = int(np.sum(values > tau + blur)), int(np.sum(values > tau - blur))
+        if not low <= count <= high:
+            raise VerificationError(
+                f"{count} singular values exceed {tau:.3e} by inertia, the SVD has {low}..{high} there"
+            )
+    return len(indices)
+
+
+def _gap_near(values: Matrix, index: int, reach: int) -> float:
+    """The middle of the widest relative gap within `reach` of an index."""
+    near = np.arange(max(1, index - reach), min(len(values), index + reach + 1))
+    widest = near[np.argmax(values[near - 1] / np.maximum(values[near], np.finfo(np.float64).tiny))]
+    return float(np.sqrt(np.float64(values[widest - 1]) * np.float64(values[widest])))
+
+
+def _eigenvalues_above(S: Matrix, shift: float) -> int:
+    """Inertia by LDLᵀ (Bunch & Kaufman 1977): its 2 x 2 pivots have one eigenvalue of each sign."""
+    shifted = S.copy(order="F")
+    shifted[np.diag_indices(len(S))] -= shift
+    work, _ = lapack.dsytrf_lwork(len(S), lower=1)
+    ldu, pivots, info = lapack.dsytrf(shifted, lower=1, lwork=int(work), overwrite_a=1)
+    if info < 0:
+        raise VerificationError(f"LDLᵀ of the shifted Gram matrix failed (info {info})")
+    paired = pivots < 0
+    return int(np.sum(np.diagonal(ldu)[~paired] > 0) + np.sum(paired) // 2)
+
+
+def check_bottom(A: Matrix, values: Matrix, size: int = 8, steps: int = 4) -> int:
+    """The smallest values by block inverse iteration on AᵀA through LU of A; returns how many.
+
+    For orthonormal V the singular values of A V bound the smallest ones of A from above (Cauchy), and
+    after a few steps the smallest of them is σ_min.
+    """
+    R = A if A.shape[0] == A.shape[1] else np.linalg.qr(A if A.shape[0] > A.shape[1] else A.T, mode="r")
+    n = len(R)
+    size = min(size, n)
+    slack = 2 * tolerance(float(values[0]), n, A.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # exact singularity is expected, and handled here
+        lu, pivots = lu_factor(R, check_finite=False)
+    diagonal = np.diagonal(lu).copy()
+    tiny = np.finfo(A.dtype).eps * float(values[0])
+    np.fill_diagonal(lu, np.where(np.abs(diagonal) < tiny, tiny, diagonal))
+    V = np.linalg.qr(np.random.default_rng(0).standard_normal((n, size)).astype(A.dtype))[0]
+    for _ in range(steps):
+        W = np.linalg.qr(lu_solve((lu, pivots), V, trans=1, check_finite=False))[0]
+        V = np.linalg.qr(lu_solve((lu, pivots), W, check_finite=False))[0]
+    above = np.linalg.svd(R @ V, compute_uv=False)
+    tail = values[-size:]
+    if np.any(tail > above + slack):
+        raise VerificationError(f"the smallest singular values are at most {above}, the SVD says {tail}")
+    if not abs(float(tail[-1]) - float(above[-1])) <= slack + 0.1 * float(above[-1]):
+        raise VerificationError(f"the smallest singular value is {above[-1]:.3e}, the SVD says {tail[-1]:.3e}")
+    return size

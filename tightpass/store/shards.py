@@ -1,0 +1,230 @@
+"""Shards: one job's Jacobian in its non-zero blocks, with its x and its evidence.
+
+A shard is written under a unique `.part` name, closed, synced, reopened and checked, renamed, and
+the directory synced; after that it never changes. It is plain HDF5 with dimension
+scales: `jacobian` (block, output, input), `row_token` and `column_token` (block), `x` (token, feature).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from tightpass.errors import InputError, VerificationError
+from tightpass.jacobian.operator import Panel
+from tightpass.structure import STRUCTURES, Structure
+
+SCHEMA = 1
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a shard's arrays look like, known before the first block."""
+
+    structure: Structure
+    tokens_out: int
+    tokens_in: int
+    d_out: int
+    d_in: int
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.tokens_out * self.d_out, self.tokens_in * self.d_in
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        return self.structure.count(self.tokens_out, self.tokens_in)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.d_out * self.d_in * np.dtype(self.dtype).itemsize
+
+
+class ShardWriter:
+    """Appends panels to a `.part` file; `publish` makes it the shard, `discard` removes it."""
+
+    def __init__(self, path: Path, layout: Layout, identity: str, x: np.ndarray) -> None:
+        self.path, self.layout, self.at = path, layout, 0
+        self.part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = h5py.File(self.part, "x", libver="v110")
+        self.file.attrs.update(
+            schema=SCHEMA,
+            identity=identity,
+            structure=layout.structure.name,
+            tokens_out=layout.tokens_out,
+            tokens_in=layout.tokens_in,
+        )
+        rows = max(1, min(layout.d_out, CHUNK_BYTES // (layout.d_in * np.dtype(layout.dtype).itemsize)))
+        self.blocks = self.file.create_dataset(
+            "jacobian",
+            (layout.count, layout.d_out, layout.d_in),
+            layout.dtype,
+            chunks=(1, rows, layout.d_in),
+            fletcher32=True,
+        )
+        self.rows = self.file.create_dataset("row_token", (layout.count,), "int32")
+        self.columns = self.file.create_dataset("column_token", (layout.count,), "int32")
+        self.file.create_dataset("x", data=x)
+        _label_dimensions(
+            self.file,
+            {"jacobian": ("block", "output", "input"), "row_token": ("block",), "column_token": ("block",), "x": ("token", "feature")},
+        )
+
+    def write(self, panel: Panel) -> None:
+        """Appends some blocks."""
+        end = self.at + len(panel.rows)
+        self.blocks[self.at : end] = panel.blocks.cpu().numpy()
+        self.rows[self.at : end] = panel.rows
+        self.columns[self.at : end] = panel.columns
+        self.at = end
+
+    def close(self, evidence: dict[str, Any]) -> Shard:
+        """Ends the writing; the part can be read, but is not published yet."""
+        if self.at != self.layout.count:
+            raise VerificationError(f"{self.path.name}: {self.at} of {self.layout.count} blocks were written")
+        self.file.attrs["evidence"] = json.dumps(evidence)
+        self.file.close()
+        return Shard(self.part)
+
+    def publish(self) -> Shard:
+        """Syncs, checks every chunk, renames into place, syncs the directory."""
+        sync(self.part)
+        Shard(self.part).check()
+        os.replace(self.part, self.path)
+        sync(self.path.parent)
+        return Shard(self.path)
+
+    def discard(self) -> None:
+        """Removes the part, if it is still there."""
+        if self.file:
+            self.file.close()
+        self.part.unlink(missing_ok=True)
+
+
+def _label_dimensions(file: h5py.File, names: dict[str, tuple[str, ...]]) -> None:
+    """Dimension scales, so that xarray and netCDF readers see named dimensions."""
+    for dataset, dimensions in names.items():
+        for axis, name in enumerate(dimensions):
+            if name not in file:
+                size = file[dataset].shape[axis]
+                scale = file.create_dataset(name, data=np.arange(size, dtype="int32"))
+                scale.make_scale(name)
+            file[dataset].dims[axis].label = name
+            file[dataset].dims[axis].attach_scale(file[name])
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or a directory's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Shard:
+    """A Jacobian on disk; a source for `spectra`. Each reading opens the file anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._open() as file:
+            if file.attrs.get("schema") != SCHEMA:
+                raise InputError(f"{path} has schema {file.attrs.get('schema')}, this version reads {SCHEMA}")
+            self.identity = str(file.attrs["identity"])
+            self.evidence: dict[str, Any] = json.loads(file.attrs["evidence"])
+            count, d_out, d_in = file["jacobian"].shape
+            self.layout = Layout(
+                STRUCTURES[file.attrs["structure"]],
+                int(file.attrs["tokens_out"]),
+                int(file.attrs["tokens_in"]),
+                d_out,
+                d_in,
+                str(file["jacobian"].dtype),
+            )
+            if count != self.layout.count:
+                raise VerificationError(f"{path} has {count} blocks, expected {self.layout.count}")
+
+    def _open(self) -> h5py.File:
+        try:
+            return h5py.File(self.path, "r")
+        except OSError as error:
+            raise VerificationError(f"{self.path} cannot be read as HDF5: {error}") from error
+
+    @property
+    def structure(self) -> Structure:
+        return self.layout.structure
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.layout.shape
+
+    @property
+    def d_out(self) -> int:
+        return self.layout.d_out
+
+    @property
+    def d_in(self) -> int:
+        return self.layout.d_in
+
+    def panels(self) -> Iterator[Panel]:
+        """The blocks in the order they were written, about 64 MiB at a time."""
+        layout = self.layout
+        group = max(1, 2**26 // (layout.d_out * layout.d_in * np.dtype(layout.dtype).itemsize))
+        with self._open() as file:
+            for start in range(0, layout.count, group):
+                some = slice(start, min(start + group, layout.count))
+                try:
+                    blocks = file["jacobian"][some]
+                except OSError as error:
+                    raise VerificationError(f"{self.path}: blocks {some.start}.. are damaged ({error})") from error
+                yield Panel(
+                    tuple(int(t) for t in file["row_token"][some]),
+                    tuple(int(t) for t in file["column_token"][some]),
+                    torch.from_numpy(blocks),
+                )
+
+    def check(self) -> None:
+        """Reads every chunk (HDF5 compares its checksum) and every index.
+
+        Raises VerificationError if a chunk is damaged, a block is missing, or the energy is not as recorded.
+        """
+        expected = [(t, s) for t in range(self.layout.tokens_out) for s in self.structure.row(t, self.layout.tokens_in)]
+        found: list[tuple[int, int]] = []
+        energy = 0.0
+        for panel in self.panels():
+            found += zip(panel.rows, panel.columns, strict=True)
+            energy += float(panel.blocks.double().square().sum())
+        if found != expected:
+            raise VerificationError(f"{self.path}: blocks are missing or out of order")
+        recorded = self.evidence["energy"]
+        if not abs(energy - recorded) <= 1e-9 * max(energy, recorded):
+            raise VerificationError(f"{self.path}: ‖J‖_F² is {energy:.17g}, recorded {recorded:.17g}")
+
+
+def write_shard(
+    path: Path, layout: Layout, identity: str, x: np.ndarray, fill: Callable[[Callable[[Panel], None]], dict[str, Any]]
+) -> ShardWriter:
+    """Lets `fill` write panels and return the evidence. The closed part awaits publish or discard.
+
+    A part is removed if `fill` raises.
+    """
+    writer = ShardWriter(path, layout, identity, x)
+    try:
+        writer.close(fill(writer.write))
+    except BaseException:
+        writer.discard()
+        raise
+    return writer

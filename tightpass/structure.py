@@ -1,0 +1,48 @@
+"""What is known of a Jacobian over tokens: which of its (token, token) blocks can be non-zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Base of the three structures; `row(t, tokens)` lists the input tokens of output token t."""
+
+    def row(self, t: int, tokens: int) -> range:
+        raise TypeError("use BlockDiagonal, BlockLowerTriangular or Dense")
+
+    def count(self, rows: int, columns: int) -> int:
+        """Number of blocks that can be non-zero, for `rows` output and `columns` input tokens."""
+        return sum(len(self.row(t, columns)) for t in range(rows))
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+
+@dataclass(frozen=True)
+class BlockDiagonal(Structure):
+    """Output token t depends on input token t alone."""
+
+    def row(self, t: int, tokens: int) -> range:
+        return range(t, t + 1)
+
+
+@dataclass(frozen=True)
+class BlockLowerTriangular(Structure):
+    """Output token t depends on the input tokens up to t."""
+
+    def row(self, t: int, tokens: int) -> range:
+        return range(t + 1)
+
+
+@dataclass(frozen=True)
+class Dense(Structure):
+    """Every output token may depend on every input token."""
+
+    def row(self, t: int, tokens: int) -> range:
+        return range(tokens)
+
+
+STRUCTURES = {kind.__name__: kind() for kind in (BlockDiagonal, BlockLowerTriangular, Dense)}
