@@ -84,8 +84,13 @@ def options_of(kind):
     return {"layer": None if kind == "model" else 1, "head": 2 if kind == "head" else None}
 
 
-CASES = [(kind, norm, residual) for kind in KINDS for norm in (True, False) for residual in (False, True)
-         if not (kind == "layer" and not norm) and not (residual and not norm)]
+CASES = [
+    (kind, norm, residual)
+    for kind in KINDS
+    for norm in (True, False)
+    for residual in (False, True)
+    if not (kind == "layer" and not norm) and not (residual and not norm)
+]
 
 
 @pytest.mark.parametrize(("kind", "norm", "residual"), CASES)
@@ -159,8 +164,10 @@ def test_a_false_structure_is_found_out():
         tp.jacobian(backwards, x, tp.BlockLowerTriangular())
     with pytest.raises(VerificationError, match="claimed BlockDiagonal"):
         tp.jacobian(lambda x: x.cumsum(0), x, tp.BlockDiagonal())
-    assert torch.equal(tp.jacobian(lambda x: x.cumsum(0), x, tp.BlockLowerTriangular()).dense(),
-                       torch.kron(torch.ones(4, 4).tril(), torch.eye(3)).double())
+    assert torch.equal(
+        tp.jacobian(lambda x: x.cumsum(0), x, tp.BlockLowerTriangular()).dense(),
+        torch.kron(torch.ones(4, 4).tril(), torch.eye(3)).double(),
+    )
     tanh = tp.jacobian(torch.tanh, x, tp.BlockDiagonal())
     assert torch.allclose(tanh.dense(), torch.diag(1 - torch.tanh(x.reshape(-1)) ** 2))
 

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tightpass.config import Config, format_bytes
-from tightpass.errors import Interrupted, TightpassError
+from tightpass.errors import InterruptedRunError, TightpassError
 
 app = typer.Typer(
     add_completion=False,
@@ -60,7 +59,9 @@ def _flag(name: str, field: Any) -> inspect.Parameter:
     default = "" if field.default is None else f" (default {_shown(field.default)})"
     flag = "--" + name.replace("_", "-")
     kinds = {"int": int, "int | None": int, "bool": bool}
-    kind = kinds.get(str(getattr(field.annotation, "__name__", field.annotation)), kinds.get(str(field.annotation), str))
+    kind = kinds.get(
+        str(getattr(field.annotation, "__name__", field.annotation)), kinds.get(str(field.annotation), str)
+    )
     if kind is bool:
         flag = flag if name == "discard_jacobian" else f"{flag}/--no-{name.replace('_', '-')}"
     option = typer.Option(flag, help=field.description + default, show_default=False)
@@ -83,7 +84,7 @@ def guarded(act: Callable[[], None], debug: bool = False) -> None:
     except KeyboardInterrupt:
         if debug:
             raise
-        _fail("interrupted; the same command continues where this one stopped", Interrupted.exit_code)
+        _fail("interrupted; the same command continues where this one stopped", InterruptedRunError.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(0) from None
@@ -114,7 +115,9 @@ def run_command(config: Config, as_json: bool) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
-        finished = answer(config, lambda name, done, total: bar.update(task, description=name, completed=done, total=total))
+        finished = answer(
+            config, lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+        )
     seconds = time.perf_counter() - start
     if as_json:
         _print_json(
@@ -128,7 +131,10 @@ def run_command(config: Config, as_json: bool) -> None:
         )
         return
     _show(finished)
-    print(f"{seconds:.1f} s · {finished.directory}: ranks.png, spectra.png, results.h5" + ("" if finished.config.discard_jacobian else ", shards/"))
+    print(
+        f"{seconds:.1f} s · {finished.directory}: ranks.png, spectra.png, results.h5"
+        + ("" if finished.config.discard_jacobian else ", shards/")
+    )
 
 
 def _show(opened: Any) -> None:
@@ -137,7 +143,9 @@ def _show(opened: Any) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 140)
     console.print(table.rich_table(opened.spectra, opened.title))
     if opened.provenance["weights"].startswith("random"):
-        console.print(f"Weights are {opened.provenance['weights']}: good for timing, their ranks say nothing about a trained model.")
+        console.print(
+            f"Weights are {opened.provenance['weights']}: good for timing, their ranks say nothing about a trained model."
+        )
     if opened.provenance["tokens"].startswith("random"):
         console.print(f"Tokens are {opened.provenance['tokens']}.")
 
@@ -157,7 +165,11 @@ def plan_command(config: Config, as_json: bool) -> None:
     if as_json:
         _print_json(planned.as_dict())
     else:
-        jobs = planned.jobs[0] if len(planned.jobs) == 1 else f"{planned.jobs[0]} .. {planned.jobs[-1]} ({len(planned.jobs)})"
+        jobs = (
+            planned.jobs[0]
+            if len(planned.jobs) == 1
+            else f"{planned.jobs[0]} .. {planned.jobs[-1]} ({len(planned.jobs)})"
+        )
         for name, value in {
             "model": f"{planned.model}, {planned.weights} weights",
             "jobs": jobs,
@@ -219,7 +231,14 @@ def models_command(as_json: Json = False) -> None:
     rows = [("demo", "bundled", json.loads((demo_directory() / "config.json").read_text()))]
     rows += [(alias, hub_id, packaged_config(hub_id).to_dict()) for alias, hub_id in ALIASES.items()]  # type: ignore[union-attr]
     described = [
-        {"name": name, "source": source, "layers": c["num_hidden_layers"], "width": c["hidden_size"], "heads": c["num_attention_heads"], "positions": c["max_position_embeddings"]}
+        {
+            "name": name,
+            "source": source,
+            "layers": c["num_hidden_layers"],
+            "width": c["hidden_size"],
+            "heads": c["num_attention_heads"],
+            "positions": c["max_position_embeddings"],
+        }
         for name, source, c in rows
     ]
     if as_json:
@@ -227,7 +246,9 @@ def models_command(as_json: Json = False) -> None:
         return
     print(f"{'name':20} {'layers':>6} {'width':>6} {'heads':>6} {'positions':>9}  source")
     for row in described:
-        print(f"{row['name']:20} {row['layers']:6} {row['width']:6} {row['heads']:6} {row['positions']:9}  {row['source']}")
+        print(
+            f"{row['name']:20} {row['layers']:6} {row['width']:6} {row['heads']:6} {row['positions']:9}  {row['source']}"
+        )
     families = ", ".join(kind for family in FAMILIES for kind in family.model_types)
     print(f"\nAlso any local directory or Hub id in Hugging Face format of the families: {families}")
 
@@ -245,14 +266,16 @@ def doctor_command(as_json: Json = False) -> None:
         print(f"{name:14} {value}")
 
 
+# Typer carries its own copy of click; the base of its public usage error is the same in either.
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+
+
 def main() -> None:
     """Entry point of `tightpass`."""
     try:
-        app(standalone_mode=False)
-    except (click.exceptions.Exit, typer.Exit) as stop:
-        sys.exit(stop.exit_code)
-    except click.exceptions.Abort:
-        sys.exit(Interrupted.exit_code)
-    except click.exceptions.ClickException as error:
+        sys.exit(app(standalone_mode=False) or 0)  # in this mode an Exit comes back as its code
+    except typer.Abort:
+        sys.exit(InterruptedRunError.exit_code)
+    except USAGE_ERROR as error:
         print(f"error: {error.format_message()}", file=sys.stderr)
         sys.exit(2)

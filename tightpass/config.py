@@ -12,7 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tightpass.errors import InputError
 
-UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
 
 SETTINGS = frozenset({"device", "threads", "memory", "out", "discard_jacobian"})
 """Fields that change where or how a question is answered, not the question."""
@@ -38,7 +49,9 @@ class Config(BaseModel):
     threads: int | None = Field(None, description="threads to use; all cores if left out")
     method: str = Field("auto", description="auto or exact")
     vectors: int = Field(0, description="leading singular vectors to keep")
-    memory: str | None = Field(None, description="memory to stay within, such as 4GiB; 60 % of what is free if left out")
+    memory: str | None = Field(
+        None, description="memory to stay within, such as 4GiB; 60 % of what is free if left out"
+    )
     out: str | None = Field(None, description="directory of the run; runs/MODEL-BLOCK-tTOKENS if left out")
     weights: str = Field("pretrained", description="pretrained or random")
     seed: int = Field(0, description="seed of random weights and token ids")
@@ -82,7 +95,7 @@ class Config(BaseModel):
 
 
 def parse_bytes(text: str) -> int:
-    """"4GiB" -> 4294967296. Raises InputError for anything else."""
+    """ "4GiB" -> 4294967296. Raises InputError for anything else."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
         raise InputError(f"memory must be a size such as 4GiB or 500MB, got {text!r}")
@@ -115,7 +128,7 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def parse_layers(layers: str, count: int) -> list[int]:
-    """"all" or "0-3,7" -> layer numbers, sorted. Raises InputError for what is out of range."""
+    """ "all" or "0-3,7" -> layer numbers, sorted. Raises InputError for what is out of range."""
     if layers.strip() == "all":
         return list(range(count))
     chosen: set[int] = set()
@@ -128,5 +141,3 @@ def parse_layers(layers: str, count: int) -> list[int]:
             raise InputError(f"the model has layers 0..{count - 1}, got {part.strip()}")
         chosen.update(range(first, last + 1))
     return sorted(chosen)
-
-

@@ -16,7 +16,7 @@ class InputError(TightpassError, ValueError):
     """A request that cannot be carried out as it stands (exit code 2)."""
 
 
-class Interrupted(TightpassError):
+class InterruptedRunError(TightpassError):
     """Stopped half-way; the same command continues (exit code 3)."""
 
     exit_code = 3

@@ -105,12 +105,13 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
 
 
 def _working_bytes(T: int, d: int, diagonal: bool, size: int, width: int) -> int:
-    """Panels in both precisions and intermediates; for a dense SVD also J, its copy and two more."""
-    products = ARENA_FACTOR * max(16 * 2**20, T * width * size)
+    """Panels in both precisions and intermediates; for a dense SVD also J, and at the worst moment
+    three float64 arrays of its size: the Gram matrix, its shifted copy, and J widened or LAPACK's copy."""
+    products = ARENA_FACTOR * max(32 * 2**20, T * width * size)
     if diagonal:
         panel = min(T * d * d, max(PANEL_ELEMENTS, d * d))
         return products + 4 * panel * 8
-    return products + 4 * d * T * d * 8 + 4 * (T * d) ** 2 * size
+    return products + 4 * d * T * d * 8 + (T * d) ** 2 * (size + 24)
 
 
 def check_settings(config: Config) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 import yaml
 from threadpoolctl import threadpool_limits
 
-from importlib.metadata import version
 from tightpass.config import Config, memory_limit
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Jacobian
@@ -92,7 +92,9 @@ class Run:
         p = self.provenance
         random = "" if p["weights"] == "pretrained" else f", {p['weights']} weights"
         extras = ("" if self.config.norm else ", no norm") + (", residual" if self.config.residual else "")
-        return f"{p['model']}{random} · {self.config.block}{extras} · {len(self.token_ids)} tokens · {self.config.dtype}"
+        return (
+            f"{p['model']}{random} · {self.config.block}{extras} · {len(self.token_ids)} tokens · {self.config.dtype}"
+        )
 
 
 def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -> Run:
@@ -146,7 +148,9 @@ def read_text(config: Config) -> str | None:
     try:
         return Path(config.text_file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {config.text_file}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
+        raise InputError(
+            f"cannot read {config.text_file}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
+        ) from None
 
 
 def refuse_other_question(directory: Path, config: Config) -> None:
@@ -198,11 +202,11 @@ class _Job:
         weights = self.captured.model.weights_hash()
         provenance = provenance_of(self.captured.model, self.tokens, weights)
         wanted = {options.name: self.identity(options, weights) for options in listed}
-        done = {
-            record.spectrum.name: record
-            for record in (results.load(path)[0] if path.is_file() else [])
-            if wanted.get(record.spectrum.name) == record.identity
-        }
+        done = {record.spectrum.name: record for record in (results.load(path)[0] if path.is_file() else [])}
+        if any(wanted[name] != record.identity for name, record in done.items()):
+            raise InputError(
+                f"{self.directory} was made from other weights, another text or another version; choose another --out"
+            )
         for number, options in enumerate(listed):
             name = options.name
             if progress is not None:
@@ -229,12 +233,22 @@ class _Job:
         return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
 
     def has_shard(self, name: str, identity: str) -> bool:
-        """Whether the job's shard is there and whole enough to open."""
+        """Whether the job's shard is there and whole enough to open; an unreadable one is made again.
+
+        Raises InputError for a shard of other weights, another text or another version: shards never change.
+        """
         path = shard_path(self.directory, name)
-        try:
-            return path.is_file() and Shard(path).identity == identity
-        except (VerificationError, InputError):
+        if not path.is_file():
             return False
+        try:
+            shard = Shard(path)
+        except VerificationError:
+            return False
+        if shard.identity != identity:
+            raise InputError(
+                f"{path} was made from other weights, another text or another version; choose another --out"
+            )
+        return True
 
     def one(self, options: Options, identity: str) -> Record:
         """One job, from its published shard where there is one."""
@@ -295,9 +309,13 @@ def open(directory: str | Path) -> Run:
     """Opens a run directory. Raises InputError if it is none, or has no finished job yet."""
     path = Path(directory).expanduser()
     if not (path / "run.yaml").is_file():
-        raise InputError(f"{path} is not a run directory (no run.yaml); give the directory that `tightpass run` printed")
+        raise InputError(
+            f"{path} is not a run directory (no run.yaml); give the directory that `tightpass run` printed"
+        )
     if not (path / "results.h5").is_file():
-        raise InputError(f"{path} has no finished job yet; run `tightpass run --config {path / 'run.yaml'} --out {path}`")
+        raise InputError(
+            f"{path} has no finished job yet; run `tightpass run --config {path / 'run.yaml'} --out {path}`"
+        )
     records, provenance, token_ids = results.load(path / "results.h5")
     config = Config.read(str(path / "run.yaml"), out=str(path))
     return Run(path, config, tuple(records), provenance, tuple(token_ids))
@@ -328,4 +346,3 @@ def verify(directory: str | Path) -> list[str]:
         else:
             raise VerificationError(f"{path} is missing")
     return lines
-

@@ -86,9 +86,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
             show_progress=False,
         ),
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="</s> $A", special_tokens=[("</s>", OPENING)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", OPENING)])
     return tokenizer
 
 
@@ -122,9 +120,7 @@ def model_bits(model: OPTForCausalLM, held: np.ndarray) -> float:
         window = torch.from_numpy(held[start : start + CONTEXT])[None]
         if start + window.shape[1] <= done:
             break
-        losses = torch.nn.functional.cross_entropy(
-            model(window).logits[0, :-1], window[0, 1:], reduction="none"
-        )
+        losses = torch.nn.functional.cross_entropy(model(window).logits[0, :-1], window[0, 1:], reduction="none")
         fresh = losses[done - start - 1 :]
         bits += float(fresh.sum()) / math.log(2)
         done = start + window.shape[1]
@@ -179,9 +175,7 @@ def train(model: OPTForCausalLM, stream: np.ndarray, held: np.ndarray, args: arg
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
-        lambda step: min(
-            (step + 1) / 200, 0.02 + 0.49 * (1 + math.cos(math.pi * min(step / args.steps, 1)))
-        ),
+        lambda step: min((step + 1) / 200, 0.02 + 0.49 * (1 + math.cos(math.pi * min(step / args.steps, 1)))),
     )
     rng = np.random.default_rng(args.seed)
     start = time.perf_counter()
@@ -192,9 +186,7 @@ def train(model: OPTForCausalLM, stream: np.ndarray, held: np.ndarray, args: arg
         ids = torch.from_numpy(windows)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(ids).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten()
-        )
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

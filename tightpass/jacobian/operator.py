@@ -58,7 +58,9 @@ class Jacobian:
         self._whole = Linearisation(fn, self.x, self._columns(x.shape[0]))
         y = self._whole.y
         if y.ndim != 2 or y.dtype != x.dtype:
-            raise InputError(f"the function must return a (tokens, d) tensor of {x.dtype}, got shape {tuple(y.shape)}, {y.dtype}")
+            raise InputError(
+                f"the function must return a (tokens, d) tensor of {x.dtype}, got shape {tuple(y.shape)}, {y.dtype}"
+            )
         self.tokens_out, self.d_out = y.shape
         self.tokens_in, self.d_in = x.shape
         if not isinstance(self.structure, Dense):
@@ -121,7 +123,9 @@ class Jacobian:
         if tensor.ndim != 2 or tensor.shape[0] != rows:
             raise InputError(f"{verb} expects shape ({rows}, k), got {tuple(tensor.shape)}")
         if tensor.dtype != self.dtype:
-            raise InputError(f"{verb} expects {self.dtype}, got {tensor.dtype}; convert it, or load the model in that dtype")
+            raise InputError(
+                f"{verb} expects {self.dtype}, got {tensor.dtype}; convert it, or load the model in that dtype"
+            )
         return tensor.to(self.device)
 
     def panels(self) -> Iterator[Panel]:
@@ -158,7 +162,7 @@ class Jacobian:
             rows = slice(start, min(start + part.columns, self.d_out))
             units = x.new_zeros(rows.stop - rows.start, 1, self.d_out)
             units[range(rows.stop - rows.start), 0, range(rows.start, rows.stop)] = 1
-            pulled = part.pull(units.expand(-1, count, -1))
+            pulled = part.pull(units.repeat(1, count, 1))  # contiguous, so that products fold into one GEMM
             out[:, rows] = pulled.transpose(0, 1)
         return out
 
@@ -243,9 +247,11 @@ def jacobian(
 
 def _check_vector(x: Array, verb: str) -> Array:
     if x.ndim != 1:
-        raise InputError(f"{verb} expects one vector, got shape {tuple(x.shape)}; use {verb[:-3]}mat for several columns")
+        raise InputError(
+            f"{verb} expects one vector, got shape {tuple(x.shape)}; use {verb[:-3]}mat for several columns"
+        )
     return x
 
 
-def _like(result: torch.Tensor, operand: Any) -> Any:
+def _like(result: torch.Tensor, operand: Array) -> Array:
     return result.cpu().numpy() if isinstance(operand, np.ndarray) else result.to(operand.device)

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 NAME = "tightpass"
 
@@ -43,5 +41,8 @@ def softmax_attention(
 
 def register() -> None:
     """Makes `attn_implementation=NAME` known to transformers; harmless when repeated."""
+    from transformers import AttentionInterface, AttentionMaskInterface  # takes seconds: only when needed
+    from transformers.masking_utils import eager_mask
+
     AttentionInterface.register(NAME, softmax_attention)
     AttentionMaskInterface.register(NAME, eager_mask)

@@ -109,8 +109,8 @@ class Block:
         parts, call = self.layers[0], self.calls[0]["context"]
         norm = parts.attn_norm if self.options.norm else None
         context = without_projection(parts)
-        weight, bias = parts.projection.weight, parts.projection.bias
-        assert isinstance(weight, torch.Tensor)
+        weight: Any = parts.projection.weight
+        bias: Any = parts.projection.bias
         columns = slice(None)
         if head is not None:
             d_head = weight.shape[1] // self.model.config.num_attention_heads
@@ -120,7 +120,7 @@ class Block:
         def attention(x: torch.Tensor) -> torch.Tensor:
             h = x if norm is None else norm(x)
             mixed = context(h[None], *call.args, **call.kwargs)[0][0]
-            return nn.functional.linear(mixed[:, columns], weight, bias)  # type: ignore[arg-type]
+            return nn.functional.linear(mixed[:, columns], weight, bias)
 
         return attention
 
@@ -157,9 +157,7 @@ class Block:
         block's activation pattern: a unit that flips is a kink, not an arithmetic error."""
         pattern: tuple[torch.Tensor, ...] | None = None
         if self.has_relu_units:
-            pattern = tuple(
-                (call.y > 0).reshape(self.tokens, -1).to(dtype) for call in self.unit_calls()
-            )
+            pattern = tuple((call.y > 0).reshape(self.tokens, -1).to(dtype) for call in self.unit_calls())
         layers = self.layers
         if dtype != self.x.dtype or (pattern is not None and self.kind != "mlp"):
             layers = tuple(
@@ -279,7 +277,9 @@ def check_options(model: Model, options: Options) -> None:
         raise InputError("a layer always contains its norms; leave out norm=False (--no-norm)")
     pre_norm = model.family.pre_norm(model.config)
     if options.residual and not options.norm and pre_norm and kind in ("mlp", "attn", "head"):
-        raise InputError("residual adds the identity on the input of the norm, so it needs the norm; leave out --no-norm")
+        raise InputError(
+            "residual adds the identity on the input of the norm, so it needs the norm; leave out --no-norm"
+        )
 
 
 def build(captured: Captured, options: Options) -> Block:
@@ -305,8 +305,8 @@ def build(captured: Captured, options: Options) -> Block:
     return made
 
 
-def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Input of the block in the captured pass, and its output where one was captured."""
+def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and output of the block in the captured pass."""
     layer, kind = options.layer, options.kind
     if kind == "model":
         last = captured.call(len(captured.parts) - 1, "layer").y
@@ -328,7 +328,8 @@ def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Ten
 
 def _head_output(captured: Captured, options: Options) -> torch.Tensor:
     """One head's share of the captured attention output."""
-    assert options.layer is not None and options.head is not None
+    assert options.layer is not None
+    assert options.head is not None
     projection = captured.call(options.layer, "projection")
     weight = captured.parts[options.layer].projection.weight
     assert isinstance(weight, torch.Tensor)
@@ -377,7 +378,7 @@ def _check_derivative(made: Block) -> None:
     for _ in range(3):  # a direction can be unlucky; a wrong derivative or precision always fails
         v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         v *= x.norm() / v.norm()
-        _, slope = torch.func.jvp(f, (x,), (v,))
+        slope = torch.func.jvp(f, (x,), (v,))[1]
         with torch.no_grad():
             quotient = (f(x + h * v) - f(x - h * v)) / (2 * h)
         error = min(error, float((quotient - slope).norm() / (slope.norm() + eps)))

@@ -40,8 +40,9 @@ class Call:
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """A floating tensor in another precision, clamped to its range (masks hold its minimum)."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():
-        limits = torch.finfo(dtype)
-        return value.clamp(limits.min, limits.max).to(dtype)
+        if torch.finfo(dtype).max < torch.finfo(value.dtype).max:
+            value = value.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
+        return value.to(dtype)
     if isinstance(value, tuple):
         return tuple(cast(v, dtype) for v in value)
     return value
@@ -49,7 +50,8 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 
 def first(output: Any) -> torch.Tensor:
     """The hidden states of a module's output, which may be a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 @contextmanager

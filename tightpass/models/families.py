@@ -82,9 +82,7 @@ def family_of(config: Any) -> Family:
         if config.model_type in family.model_types:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise InputError(
-        f"models of type {config.model_type!r} are not supported yet; supported: {known}"
-    )
+    raise InputError(f"models of type {config.model_type!r} are not supported yet; supported: {known}")
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module:

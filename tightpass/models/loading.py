@@ -149,7 +149,9 @@ def choose_device(device: str) -> torch.device:
     if chosen.type not in ("cpu", "cuda"):
         raise InputError(f"device must be auto, cpu or cuda[:N], got {device!r}")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {device} asked for, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu")
+        raise InputError(
+            f"device {device} asked for, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu"
+        )
     return chosen
 
 
@@ -247,8 +249,8 @@ def _adopt(given: nn.Module, dtype: torch.dtype, device: torch.device) -> Model:
     if len(floating) < len(list(given.parameters())) or not floating:
         raise InputError("the model has quantised (integer) weights; load it without quantisation")
     family = family_of(config)
-    base = copy.deepcopy(given.base_model).to(dtype)
-    base.set_attn_implementation(attention.NAME)
+    base: Any = copy.deepcopy(given.base_model)
+    base.to(dtype).set_attn_implementation(attention.NAME)
     return Model(
         name=config.name_or_path or type(given).__name__,
         revision=getattr(config, "_commit_hash", None),

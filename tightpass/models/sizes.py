@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import BertConfig, OPTConfig
-
 OPT_SIZES = {  # hidden_size, num_hidden_layers, num_attention_heads
     "125m": (768, 12, 12),
     "350m": (1024, 24, 16),
@@ -30,6 +28,8 @@ def packaged_config(hub_id: str) -> Any | None:
         return None
     if name.startswith("opt-"):
         return opt_config(name.removeprefix("opt-"))
+    from transformers import BertConfig
+
     width, layers, heads = BERT_SIZES[name.split("-")[1]]
     return BertConfig(
         hidden_size=width,
@@ -39,7 +39,10 @@ def packaged_config(hub_id: str) -> Any | None:
     )
 
 
-def opt_config(size: str) -> OPTConfig:
+def opt_config(size: str) -> Any:
+    """The Hugging Face configuration of one OPT size, such as "125m"."""
+    from transformers import OPTConfig
+
     width, layers, heads = OPT_SIZES[size]
     return OPTConfig(
         vocab_size=50272,

@@ -64,7 +64,7 @@ def magnitude(up: nn.Module, call: Call) -> torch.Tensor:
     weight: Any = up.weight
     bias: Any = up.bias
     h = call.x.double().abs().reshape(-1, call.x.shape[-1])
-    reach = h @ weight.double().abs().T
+    reach: torch.Tensor = h @ weight.double().abs().T
     return reach if bias is None else reach + bias.double().abs()
 
 

@@ -73,4 +73,3 @@ def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
     return Evidence(
         energy, arithmetic(differences, dtype), structural_bounds(J.block, found), found.kinks, found.active
     )
-

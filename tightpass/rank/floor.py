@@ -79,7 +79,9 @@ def norm2(E: Matrix) -> float:
 def arithmetic(differences: BlockDifferences, dtype: str) -> Part:
     """The part of the model's own arithmetic, from the Jacobian in the other precision."""
     if dtype == "float32":
-        return Part("model arithmetic", differences.bound, "measured: float32 J against float64 J at the same x, block by block")
+        return Part(
+            "model arithmetic", differences.bound, "measured: float32 J against float64 J at the same x, block by block"
+        )
     return Part(
         "model arithmetic",
         FLOAT32_TO_FLOAT64 * differences.bound,

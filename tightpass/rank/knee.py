@@ -13,6 +13,7 @@ Values = NDArray[np.floating[Any]]
 CHANCE = 0.01
 NEIGHBOURS = 8
 STEEP = 1.2
+MEDIAN_EFFICIENCY = 0.48
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ def knees(values: Values, floor: float, most: int = 3) -> tuple[Fall, ...]:
     out, have a mean ḡ, taken as median / ln 2 so that other knees do not hide it. Falls grow
     towards both ends of any spectrum, like 1/i at the top and like 1/(n − i) at the hard edge, so the
     neighbourhood is 8 plus a quarter of the distance to the nearer end. Were falls exponentially
-    distributed around ḡ (as spacings of a Poisson process are), n·exp(−g/ḡ) of the n falls would be as
-    steep. A knee is a fall by a fifth or more for which that number is below 0.01.
+    distributed around a common mean (as spacings of a Poisson process are), a fall as steep would have
+    probability (1 + g/(m·ḡ))^(−m), the predictive law of an exponential whose mean was estimated from
+    m samples; a median is worth 0.48 of its samples. A knee is a fall by a fifth or more of
+    which at most 0.01 would be expected among the n.
     """
     above = int(np.sum(values > floor))
     logs = np.log(values[:above].astype(np.float64))
@@ -61,7 +64,8 @@ def knees(values: Values, floor: float, most: int = 3) -> tuple[Fall, ...]:
         if i + NEIGHBOURS >= n:
             continue
         local = max(float(np.median(near)) / np.log(2), 1e-12)
-        chance = float(n * np.exp(-falls[i] / local))
+        m = MEDIAN_EFFICIENCY * len(near)
+        chance = float(n * (1 + falls[i] / (m * local)) ** -m)
         if chance < CHANCE and falls[i] > np.log(STEEP):
             found.append(Fall(int(i) + 1, float(np.exp(falls[i])), chance))
     return tuple(found[:most])

@@ -17,7 +17,7 @@ from tightpass.rank.floor import Floor, Part
 from tightpass.rank.interval import LABELS, Rank, labels, rank_at
 from tightpass.rank.knee import Fall, cliff, knees
 from tightpass.rank.measures import Measures, measures
-from tightpass.spectra.exact import Source, Values, leading, singular_values
+from tightpass.spectra.exact import Source, Values, cross_check, leading, singular_values
 
 Array = NDArray[np.floating[Any]]
 METHODS = ("auto", "exact")
@@ -54,7 +54,7 @@ class Spectrum:
 
     @property
     def labels(self) -> NDArray[np.str_]:
-        """"noise", "doubtful" or "signal" for each value."""
+        """ "noise", "doubtful" or "signal" for each value."""
         return np.array(LABELS)[self.codes]
 
     def rank_at(self, tau: float) -> Rank:
@@ -87,13 +87,14 @@ class Spectrum:
 def verdict(source: Source, evidence: Evidence, name: str, tokens: int, vectors: int = 0) -> Spectrum:
     """Decomposes a source that has been written out, and judges it."""
     exact = singular_values(source)
+    error, checks = cross_check(exact)
     dtype = exact.values.dtype
     sigma1 = float(exact.values[0])
     floor = Floor(
         (
             evidence.arithmetic,
             Part("storage", 0.0, f"none: stored in {dtype}"),
-            Part("SVD", exact.error.bound, exact.error.method),
+            Part("SVD", error.bound, error.method),
         ),
         conventional=max(source.shape) * float(np.finfo(dtype).eps) * sigma1,
     )
@@ -106,7 +107,7 @@ def verdict(source: Source, evidence: Evidence, name: str, tokens: int, vectors:
         floor=floor,
         evidence=evidence,
         method=_route(exact),
-        checks=exact.checks,
+        checks=checks,
         U=None if triplets is None else triplets.U,
         Vh=None if triplets is None else triplets.Vh,
         residuals=None if triplets is None else triplets.residuals,
@@ -139,4 +140,3 @@ def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0) -> Spectrum:
     written = Written.like(J)
     evidence = collect(J, written.kept.append)
     return verdict(written, evidence, J.name, J.tokens_in, vectors)
-

@@ -22,7 +22,13 @@ def diagnosis() -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": str(torch.get_num_threads()),
         "NumPy BLAS": ", ".join(
-            sorted({f"{pool['internal_api']} {pool['version']} ({pool['architecture']})" for pool in threadpool_info() if pool["user_api"] == "blas" and "architecture" in pool})
+            sorted(
+                {
+                    f"{pool['internal_api']} {pool['version']} ({pool['architecture']})"
+                    for pool in threadpool_info()
+                    if pool["user_api"] == "blas" and "architecture" in pool
+                }
+            )
         )
         or "unknown",
         "torch BLAS": "MKL" if torch.backends.mkl.is_available() else "other",

@@ -29,7 +29,14 @@ def ranks(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
     figure = _figure(min(max(6.0, 0.55 * count + 2.5), 18.0), 4.2)
     axes = figure.add_subplot()
     at = np.arange(count)
-    axes.hlines([s.evidence.bounds[0].rank for s in spectra], at - 0.35, at + 0.35, color=BOUND, lw=1.5, label="structural bound")
+    axes.hlines(
+        [s.evidence.bounds[0].rank for s in spectra],
+        at - 0.35,
+        at + 0.35,
+        color=BOUND,
+        lw=1.5,
+        label="structural bound",
+    )
     for flag, colour in FLAG_COLOURS.items():
         of_flag = [i for i, s in enumerate(spectra) if s.rank.flag == flag]
         if of_flag:
@@ -38,9 +45,19 @@ def ranks(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
             axes.errorbar(of_flag, middle, yerr=half, fmt="o", color=colour, ms=6, capsize=4, label=f"rank, {flag}")
     for i, s in enumerate(spectra):
         if count <= 16:
-            axes.annotate(str(s.rank), (i, s.rank.hi), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
+            axes.annotate(
+                str(s.rank), (i, s.rank.hi), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
+            )
     axes.axhline(size, color="black", lw=0.8, ls=":")
-    axes.annotate(f"all {size} directions", (1, size), xycoords=("axes fraction", "data"), xytext=(-3, 3), textcoords="offset points", ha="right", fontsize=8)
+    axes.annotate(
+        f"all {size} directions",
+        (1, size),
+        xycoords=("axes fraction", "data"),
+        xytext=(-3, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
     axes.set_ylim(0, 1.12 * size)
     axes.set_xticks(at, [s.name for s in spectra], rotation=0 if count <= 8 else 90, fontsize=8)
     axes.set_ylabel("directions that pass")
@@ -78,8 +95,10 @@ def spectra(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
 
 
 def _lowest_drawn(s: Spectrum) -> float:
-    """Everything below a hundredth of the floor is drawn at the edge."""
-    return max(s.floor.total / 100, float(s.values[0]) * 1e-22, 1e-300)
+    """A little under the bulk of the noise; stragglers below are drawn at the edge."""
+    noise = s.values[(s.codes == 0) & (s.values > 0)]
+    bulk = float(np.quantile(noise, 0.02)) if len(noise) else s.floor.total
+    return max(min(bulk, s.floor.total) / 30, s.floor.total * 1e-6, 1e-300)
 
 
 def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
@@ -92,12 +111,19 @@ def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
     for knee in s.knees[:3]:
         axes.plot([knee.index], [s.values[knee.index - 1]], "v", color=KNEE, ms=6, label=None)
         axes.annotate(
-            f"knee {knee.index}", (knee.index, s.values[knee.index - 1]), xytext=(5, 4), textcoords="offset points", fontsize=7, color=KNEE
+            f"knee {knee.index}",
+            (knee.index, s.values[knee.index - 1]),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=7,
+            color=KNEE,
         )
     if s.cliff is not None:
         axes.axvline(s.cliff.index, color="black", lw=0.7, ls=":")
         axes.annotate(
-            f"rank {s.rank}\nfalls ×{s.cliff.ratio:.0e}" if s.cliff.ratio >= 100 else f"rank {s.rank}",
+            f"rank {s.rank}\nfalls {s.cliff.ratio:.0f}-fold"
+            if s.cliff.ratio < 1000
+            else f"rank {s.rank}\nfalls $10^{{{np.log10(s.cliff.ratio):.0f}}}$-fold",
             (s.cliff.index, 0.97),
             xycoords=("data", "axes fraction"),
             xytext=(4, 0) if s.cliff.index < 0.6 * len(s.values) else (-4, 0),

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
 from scipy.sparse.linalg import svds
 
 from tightpass.errors import VerificationError
@@ -49,16 +48,12 @@ class Values:
     """All min(M, N) singular values, descending.
 
     blocks     token of each value, for block-diagonal sources
-    energy     ‖J‖_F² from the entries
-    error      the SVD's own backward error
-    checks     what was verified, in words
+    sample     matrices that were decomposed, with their values, for `cross_check`
     """
 
     values: Matrix
     blocks: NDArray[np.int64] | None
-    energy: float
-    error: SvdError
-    checks: tuple[str, ...]
+    sample: list[tuple[Matrix, Matrix]]
 
 
 @dataclass(frozen=True)
@@ -122,19 +117,22 @@ def _of_blocks(source: Source) -> Values:
         for block, sigma in zip(blocks, found, strict=True):
             sample.offer(block, sigma)
     check_values(np.sort(np.concatenate(values))[::-1], energy, source.shape)
-    error = measured_error(sample.chosen)
     merged = np.concatenate(values)
     order = np.argsort(-merged, kind="stable")
-    return Values(
-        merged[order],
-        np.repeat(tokens, len(values[0]))[order],
-        energy,
-        error,
-        (
-            f"each of {len(values)} blocks: finite, non-negative, sorted, Σσ² = ‖J‖²",
-            f"{len(sample.chosen)} blocks: every value, tail included, against an SVD with vectors",
-        ),
-    )
+    return Values(merged[order], np.repeat(tokens, len(values[0]))[order], sample.chosen)
+
+
+def cross_check(exact: Values) -> tuple[SvdError, tuple[str, ...]]:
+    """The tail of the spectrum by a second way, and a bound on the SVD's own error.
+
+    Returns the bound and what was checked, in words. Raises VerificationError on a contradiction.
+    """
+    basic = "finite, non-negative, sorted, Σσ² = ‖J‖_F²"
+    if exact.blocks is None:
+        error, checks = check_dense(*exact.sample[0])
+        return error, (basic, *checks)
+    probed = f"{len(exact.sample)} blocks: every value, tail included, against an SVD with vectors"
+    return measured_error(exact.sample), (f"each block, and all: {basic}", probed)
 
 
 class _Sample:
@@ -177,8 +175,7 @@ def assemble(source: Source) -> Matrix:
 
 def _of_dense(J: Matrix) -> Values:
     values = verified_values(J)
-    error, checks = check_dense(J, values)
-    return Values(values, None, squared_norm(J), error, ("finite, non-negative, sorted, Σσ² = ‖J‖²", *checks))
+    return Values(values, None, [(J, values)])
 
 
 def leading(source: Source, exact: Values, k: int) -> Triplets:
@@ -191,7 +188,7 @@ def leading(source: Source, exact: Values, k: int) -> Triplets:
     k = min(k, len(exact.values))
     if exact.blocks is not None:
         return _leading_of_blocks(source, exact, k)
-    return _leading_of_dense(assemble(source), k)
+    return _leading_of_dense(exact.sample[0][0], k)
 
 
 def _leading_of_blocks(source: Source, exact: Values, k: int) -> Triplets:
@@ -247,5 +244,3 @@ def residual(A: Matrix, U: Matrix, S: Matrix, Vh: Matrix) -> Matrix:
     right = np.linalg.norm(A @ Vh.T - U * S, axis=0)
     left = np.linalg.norm(A.T @ U - Vh.T * S, axis=0)
     return np.hypot(right, left)  # type: ignore[no-any-return]
-
-

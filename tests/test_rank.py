@@ -1,0 +1,240 @@
+"""Floors, labels, intervals, falls: known answers and Weyl's inequality."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tightpass as tp
+from tightpass.rank import bounds
+from tightpass.rank.floor import BlockDifferences, Floor, Part, norm2
+from tightpass.rank.interval import labels, nearest_certain, rank_at
+from tightpass.rank.knee import cliff, knees
+from tightpass.rank.measures import measures
+
+IDS = [5, 17, 2, 88, 41, 7, 60]
+
+
+def test_labels_and_rank_by_the_words_of_the_design():
+    values = np.array([1.0, 0.5, 0.29, 0.15, 0.1, 0.05])
+    assert labels(values, 0.1).tolist() == [2, 2, 1, 1, 0, 0]
+    rank = rank_at(values, 0.1, 0.2, bound=6)
+    assert rank.interval == (2, 4)
+    assert rank.flag == "ambiguous"
+    assert rank_at(values, 0.1, 0.2, bound=3).interval == (2, 3)
+    assert rank_at(values, 0.1, 0.2, bound=3).flag == "interval"
+    assert rank_at(values, 0.1, 0.2, bound=2).flag == "certified"
+    assert rank_at(values, 0.1, 0.2, bound=6, kinks=1).interval == (1, 5)
+    assert rank_at(values, 1e-3, 0.4, bound=6).interval == (2, 2)
+    assert rank_at(np.zeros(3), 0.0, 0.0, bound=3).interval == (0, 0)
+
+
+def test_one_percent_of_a_large_rank_is_an_interval_and_no_more():
+    values = np.r_[np.ones(990), np.full(10, 0.2), np.zeros(50)]
+    assert rank_at(values, 0.1, 0.2, 1050).interval == (990, 1000)
+    assert rank_at(values, 0.1, 0.2, 1050).flag == "interval"
+    values = np.r_[np.ones(989), np.full(11, 0.2), np.zeros(50)]
+    assert rank_at(values, 0.1, 0.2, 1050).flag == "ambiguous"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=40), st.floats(1e-7, 0.1), st.floats(1e-6, 1.0))
+def test_nearest_certain_threshold_has_no_value_within_the_floor(sigma, floor, tau):
+    values = np.sort(np.array(sigma))[::-1]
+    nearest = nearest_certain(values, floor, tau)
+    assert nearest is not None  # above the largest value there is always one
+    assert np.all(np.abs(values - nearest) >= floor * (1 - 1e-9))
+    grid = np.geomspace(max(floor, 1e-7), 2, 4000)
+    certain = grid[np.min(np.abs(values[:, None] - grid), axis=0) > floor]
+    closest = np.min(np.abs(np.log(certain / tau)), initial=np.inf)
+    assert abs(np.log(nearest / tau)) <= closest + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["step", "polynomial", "exponential", "gapless"]), st.floats(1e-9, 1e-2))
+def test_the_true_rank_lies_in_the_interval(seed, decay, size):
+    rng = np.random.default_rng(seed)
+    n = 40
+    i = np.arange(1, n + 1)
+    sigma = {
+        "step": np.r_[np.ones(17), np.zeros(23)],
+        "polynomial": i**-2.0,
+        "exponential": np.exp(-i / 3.0),
+        "gapless": np.linspace(1, 0, n),
+    }[decay]
+    U, V = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    E = rng.standard_normal((n, n))
+    E *= size / np.linalg.norm(E, 2)
+    computed = np.linalg.svd((U * sigma) @ V.T + E, compute_uv=False)
+    floor = size * (1 + 1e-9) + 1e-14
+    for tau in (2 * floor, 0.1, 0.5):
+        rank = rank_at(computed, floor, tau, n)
+        assert rank.lo <= int(np.sum(sigma > tau)) <= rank.hi
+        if decay == "step" and tau > floor and floor < 0.04:
+            assert rank.flag == "certified"
+
+
+def test_cliff_and_knees_of_a_made_spectrum():
+    rng = np.random.default_rng(0)
+    top = 10 * np.exp(-np.cumsum(rng.exponential(0.01, 30)))
+    rest = 0.5 * np.exp(-np.cumsum(rng.exponential(0.01, 400)))
+    values = np.r_[top, rest, np.full(100, 1e-17)]
+    found = knees(values, 1e-12)
+    assert [k.index for k in found] == [30]
+    assert found[0].ratio == pytest.approx(top[-1] / rest[0])
+    assert found[0].chance < 1e-10
+    drop = cliff(values, 1e-12)
+    assert drop.index == 430
+    assert drop.ratio == pytest.approx(rest[-1] / 1e-12)
+    assert cliff(values[:430], 1e-12) is None
+    assert cliff(np.zeros(3), 1e-12) is None
+
+
+def test_chance_falls_are_not_knees():
+    rng = np.random.default_rng(1)
+    false = sum(len(knees(np.exp(-np.cumsum(rng.exponential(0.05, 300))), 0.0)) for _ in range(100))
+    assert false <= 4  # one is expected in 100 spectra
+
+
+def test_knees_ignore_the_hard_edge_of_a_random_matrix():
+    values = np.linalg.svd(np.random.default_rng(2).standard_normal((300, 300)), compute_uv=False)
+    assert knees(values, 1e-12) == ()
+
+
+def test_measures_of_known_spectra():
+    flat = measures(np.ones(50))
+    assert flat.stable_rank == pytest.approx(50)
+    assert flat.effective_rank == pytest.approx(50)
+    assert flat.participation == pytest.approx(50)
+    assert flat.energy_ranks == (45, 50, 50)
+    single = measures(np.r_[1e200, np.zeros(5)])
+    assert (single.stable_rank, single.effective_rank, single.participation) == (1, 1, 1)
+    assert single.energy_ranks == (1, 1, 1)
+    assert measures(np.zeros(4)).energy_ranks == (0, 0, 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (40, 11), (2, 2)])
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200, 0.0])
+def test_norm2_is_the_largest_singular_value(shape, scale):
+    E = np.random.default_rng(3).standard_normal(shape) * scale
+    true = np.linalg.svd(E, compute_uv=False)[0]
+    assert true <= norm2(E) <= true * (1 + 1e-9)
+
+
+def test_block_differences_bound_the_norm_and_are_exact_on_the_diagonal():
+    rng = np.random.default_rng(4)
+    E = rng.standard_normal((3, 3, 5, 4))
+    full = E.transpose(0, 2, 1, 3).reshape(15, 12)
+    table = BlockDifferences(3, 3)
+    for t in range(3):
+        table.add((t,) * 3, (0, 1, 2), E[t], np.zeros_like(E[t]))
+    true = np.linalg.norm(full, 2)
+    assert true <= table.bound <= 3 * true
+    diagonal = BlockDifferences(3, 3)
+    diagonal.add((0, 1, 2), (0, 1, 2), E[0], np.zeros_like(E[0]))
+    assert diagonal.bound == pytest.approx(max(np.linalg.norm(e, 2) for e in E[0]), rel=1e-9)
+
+
+def test_floor_adds_up():
+    floor = Floor((Part("a", 1e-3, "x"), Part("b", 2e-3, "y")), 1.0)
+    assert floor.total == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attn", "layer", "model"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_floor_covers_the_true_error(hf_model, kind, dtype):
+    """float32 against float64 at the same x and pattern: Weyl with the measured floor, value by value."""
+    layer = None if kind == "model" else 1
+    if dtype == "float32":
+        block = tp.block(tp.load_model(hf_model, dtype="float32"), kind, layer=layer, token_ids=IDS)
+        true = np.linalg.svd(tp.jacobian(block.in_precision(torch.float64)).dense().numpy(), compute_uv=False)
+        S = tp.spectrum(tp.jacobian(block))
+        assert S.values.dtype == np.float32
+        assert np.abs(S.values - true).max() <= S.floor.total
+        assert S.floor.total <= 1e-4 * true[0]
+    else:
+        S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(hf_model), kind, layer=layer, token_ids=IDS)))
+        assert 1e-17 * S.values[0] < S.floor.total < 1e-12 * S.values[0]
+
+
+def test_relu_rank_is_the_number_of_active_units(small_opt):
+    hf = copy.deepcopy(small_opt)
+    with torch.no_grad():
+        hf.decoder.layers[1].fc1.bias -= 1  # some tokens have more active units than width, some fewer
+    block = tp.block(tp.load_model(hf), "mlp", layer=1, token_ids=IDS)
+    S = tp.spectrum(tp.jacobian(block))
+    parts = block.layers[0]
+    active = (parts.up(parts.mlp_norm(block.x)) > 0).sum(-1)
+    expected = int(torch.minimum(active, torch.tensor(20)).sum())
+    assert S.evidence.active == tuple(active.tolist())
+    assert S.evidence.bounds[0].rank == expected
+    assert S.rank.interval == (expected, expected)
+    assert S.rank.flag == "certified"
+    assert "active units" in S.evidence.bounds[0].reason
+
+
+def test_head_rank_is_at_most_tokens_times_d_head(small_opt):
+    S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(small_opt), "head", layer=0, head=1, token_ids=IDS)))
+    assert S.evidence.bounds[0].rank == 7 * 7
+    assert S.rank.hi <= 7 * 7
+    assert S.rank.flag == "certified"
+
+
+def test_a_layer_norm_takes_one_direction_a_token(small_opt):
+    S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(small_opt), "attn", layer=0, token_ids=IDS)))
+    assert S.evidence.bounds[0].rank == 7 * 20
+    assert np.sum(S.values > S.floor.total) <= 7 * 20
+    bare = tp.block(tp.load_model(small_opt), "attn", layer=0, token_ids=IDS, norm=False)
+    assert tp.spectrum(tp.jacobian(bare)).evidence.bounds[0].rank == 7 * 21
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(0.0, 1), (1e-17, 1), (-1e-17, 1), (1e-9, 0)])
+def test_a_unit_at_zero_is_a_kink_and_widens_the_interval(small_opt, offset, expected):
+    hf = copy.deepcopy(small_opt)
+    clean = tp.block(tp.load_model(hf), "mlp", layer=1, token_ids=IDS)
+    parts = clean.layers[0]
+    with torch.no_grad():
+        h = parts.mlp_norm(clean.x[3])
+        up = hf.decoder.layers[1].fc1
+        up.weight[5] = 0
+        up.weight[5, :2] = torch.stack([h[1], -h[0]])
+        up.bias[5] = -torch.dot(up.weight[5], h) + offset
+    block = tp.block(tp.load_model(hf), "mlp", layer=1, token_ids=IDS)
+    before = bounds.units(clean, clean.in_precision(torch.float32)).kinks
+    found = bounds.units(block, block.in_precision(torch.float32))
+    assert before == 0
+    assert found.kinks == expected
+    S = tp.spectrum(tp.jacobian(block))
+    assert S.rank.hi - S.rank.lo <= 2 * expected
+    assert (S.rank.flag == "certified") == (expected == 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(-300, 300))
+def test_scaling_by_a_power_of_two_changes_values_and_floor_alone(power):
+    W = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    W[:, 0] = W[:, 1]
+    x = torch.zeros(1, 6, dtype=torch.float64)
+    plain, scaled = (tp.spectrum(tp.jacobian(lambda x, s=s: x @ (W * s).T, x)) for s in (1.0, 2.0**power))
+    assert np.array_equal(plain.values * 2.0**power, scaled.values)
+    assert scaled.floor.total == pytest.approx(plain.floor.total * 2.0**power, rel=1e-12)
+    assert plain.rank.interval == scaled.rank.interval == (5, 5)
+    assert plain.labels.tolist() == scaled.labels.tolist()
+
+
+def test_rank_curve_and_bad_thresholds(small_opt):
+    S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(small_opt), "mlp", layer=0, token_ids=IDS)))
+    for tau in (S.values[0] * 2, S.values[3] * 0.999, 0.0):
+        rank = S.rank_at(tau)
+        assert rank.lo <= int(np.sum(S.values > tau)) or tau == 0
+        assert rank.hi >= rank.lo
+    assert S.rank_at(float(S.values[0]) * 2).interval == (0, 0)
+    with pytest.raises(tp.InputError, match="a threshold is a number"):
+        S.rank_at(-1.0)
+    with pytest.raises(tp.InputError, match="a threshold is a number"):
+        S.rank_at(float("nan"))

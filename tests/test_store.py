@@ -1,0 +1,237 @@
+"""Shards, results, resuming: the protocol on a real file system."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+import tightpass as tp
+from tightpass.store import journal
+from tightpass.store.shards import Shard
+
+QUESTION = {"block": "mlp", "tokens": 6, "layers": "1-2"}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    return tp.run(out=str(tmp_path / "a"), **QUESTION)
+
+
+def files(directory):
+    return {
+        p.relative_to(directory).as_posix(): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in directory.rglob("*")
+        if p.is_file()
+    }
+
+
+def test_a_run_directory_holds_what_the_design_says(finished):
+    assert sorted(files(finished.directory)) == [
+        "journal.jsonl",
+        "ranks.png",
+        "results.h5",
+        "run.yaml",
+        "shards/L01.mlp.h5",
+        "shards/L02.mlp.h5",
+        "spectra.png",
+    ]
+    assert finished.names == ["L01.mlp", "L02.mlp"]
+    assert [entry["job"] for entry in journal.read(finished.directory / "journal.jsonl")] == finished.names
+
+
+def test_reopened_equals_computed(finished):
+    again = tp.open(finished.directory)
+    model = tp.load_model("demo")
+    for name, layer in (("L01.mlp", 1), ("L02.mlp", 2)):
+        S = tp.spectrum(tp.jacobian(tp.block(model, "mlp", layer=layer, tokens=6)))
+        assert np.array_equal(again[name].values, S.values)
+        assert again[name].floor == S.floor
+        assert again[name].rank == S.rank
+        assert again[name].evidence == S.evidence
+    assert again.table().equals(finished.table())
+    with pytest.raises(tp.InputError, match=r"no job 'L09.mlp'; it has L01.mlp, L02.mlp"):
+        again["L09.mlp"]
+
+
+def test_xarray_reads_results_and_shards(finished):
+    with xr.open_dataset(finished.directory / "results.h5", engine="h5netcdf") as results:
+        assert results["singular_values"].dims == ("job", "index")
+        assert results["label"].attrs["flag_meanings"] == "noise doubtful signal"
+        assert results.sel(job="L02.mlp")["rank_low"] == finished["L02.mlp"].rank.lo
+    with xr.open_dataset(finished.directory / "shards/L01.mlp.h5", engine="h5netcdf") as shard:
+        assert shard["jacobian"].dims == ("block", "output", "input")
+        block = tp.block(tp.load_model("demo"), "mlp", layer=1, tokens=6)
+        assert np.array_equal(shard["x"].values, block.x.numpy())
+        J = tp.jacobian(block).dense().reshape(6, 128, 6, 128)
+        for i, (t, s) in enumerate(zip(shard["row_token"].values, shard["column_token"].values, strict=True)):
+            assert np.array_equal(shard["jacobian"].values[i], J[t, :, s].numpy())
+
+
+def test_the_same_question_repeats_nothing(finished):
+    before = files(finished.directory)
+    again = tp.run(out=str(finished.directory), **QUESTION)
+    after = files(finished.directory)
+    assert again.names == finished.names
+    for name in before:
+        if not name.endswith((".png", "run.yaml")):
+            assert before[name] == after[name], name
+
+
+@pytest.mark.parametrize("lost", ["results.h5", "shards/L02.mlp.h5", "journal.jsonl", "all but shards"])
+def test_an_unfinished_run_is_continued(finished, lost):
+    directory = finished.directory
+    before = files(directory)
+    for name in ["results.h5", "journal.jsonl"] if lost == "all but shards" else [lost]:
+        (directory / name).unlink()
+    (directory / "shards/L01.mlp.h5.abc.part").write_bytes(b"left by a killed writer")
+    again = tp.run(out=str(directory), **QUESTION)
+    after = files(directory)
+    assert again.names == finished.names
+    assert np.array_equal(again["L02.mlp"].values, finished["L02.mlp"].values)
+    assert before["shards/L01.mlp.h5"] == after["shards/L01.mlp.h5"]  # a published shard never changes
+    assert [again[n].rank for n in again.names] == [finished[n].rank for n in finished.names]
+
+
+def test_interrupted_between_jobs_it_continues_with_the_second(tmp_path):
+    def stop(name, number, _):
+        if number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tp.run(out=str(tmp_path / "a"), progress=stop, **QUESTION)
+    assert tp.open(tmp_path / "a").names == ["L01.mlp"]
+    first = (tmp_path / "a/shards/L01.mlp.h5").stat().st_mtime_ns
+    assert tp.run(out=str(tmp_path / "a"), **QUESTION).names == ["L01.mlp", "L02.mlp"]
+    assert (tmp_path / "a/shards/L01.mlp.h5").stat().st_mtime_ns == first
+
+
+def test_a_failed_job_leaves_no_part_behind(tmp_path, monkeypatch):
+    import sys
+
+    def failing(*_):
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(sys.modules["tightpass.store.shards"].ShardWriter, "write", failing)
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        tp.run(out=str(tmp_path / "a"), **QUESTION)
+    assert list((tmp_path / "a/shards").iterdir()) == []
+
+
+def test_another_question_in_the_same_directory_is_refused(finished):
+    for change in (
+        {"tokens": 7},
+        {"layers": "1"},
+        {"block": "attn"},
+        {"dtype": "float32"},
+        {"text": "Something else entirely " * 9},
+    ):
+        before = files(finished.directory)
+        with pytest.raises(tp.InputError, match="another question"):
+            tp.run(out=str(finished.directory), **QUESTION | change)
+        assert files(finished.directory) == before
+    tp.run(out=str(finished.directory), threads=1, memory="3GiB", **QUESTION)  # the same question elsewhere
+
+
+def test_changed_weights_under_the_same_name_are_refused(tmp_path, small_opt):
+    import copy
+
+    import torch
+
+    hf = copy.deepcopy(small_opt)
+    question = {"block": "mlp", "tokens": 4, "out": str(tmp_path / "a")}
+    tp.run(hf, **question)
+    with torch.no_grad():
+        hf.decoder.layers[2].fc1.weight[0, 0] += 1
+    for lost in (None, "results.h5"):
+        if lost:
+            (tmp_path / "a" / lost).unlink()
+        with pytest.raises(tp.InputError, match="other weights"):
+            tp.run(hf, **question)
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("do not touch")
+    with pytest.raises(tp.InputError, match="holds no run"):
+        tp.run(out=str(tmp_path), **QUESTION)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_verify_finds_a_flipped_byte_and_a_lost_shard(finished):
+    lines = tp.verify(finished.directory)
+    assert len(lines) == 2
+    path = finished.directory / "shards/L02.mlp.h5"
+    with h5py.File(path) as file:
+        offset = file["jacobian"].id.get_chunk_info(3).byte_offset
+    data = bytearray(path.read_bytes())
+    data[offset + 1000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(tp.VerificationError, match="damaged"):
+        tp.verify(finished.directory)
+    path.unlink()
+    with pytest.raises(tp.VerificationError, match="is missing"):
+        tp.verify(finished.directory)
+
+
+def test_verify_finds_a_changed_spectrum(finished):
+    with h5py.File(finished.directory / "results.h5", "r+") as file:
+        file["singular_values"][0, 0] *= 1.0001
+    with pytest.raises(tp.VerificationError, match="Σσ²"):
+        tp.verify(finished.directory)
+
+
+def test_a_later_schema_is_refused_by_name(finished):
+    path = finished.directory / "shards/L01.mlp.h5"
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema"] = 99
+    with pytest.raises(tp.InputError, match="schema 99, this version reads 1"):
+        Shard(path)
+
+
+def test_discarded_jacobians_leave_the_same_spectra(finished, tmp_path):
+    light = tp.run(out=str(tmp_path / "b"), discard_jacobian=True, **QUESTION)
+    assert list((light.directory / "shards").iterdir()) == []
+    for name in finished.names:
+        assert np.array_equal(light[name].values, finished[name].values)
+    assert all("discarded" in line for line in tp.verify(light.directory))
+    stamp = (light.directory / "results.h5").stat().st_mtime_ns
+    tp.run(out=str(tmp_path / "b"), discard_jacobian=True, **QUESTION)
+    assert (light.directory / "results.h5").stat().st_mtime_ns == stamp
+    with pytest.raises(tp.InputError, match="was not kept"):
+        light.shard("L01.mlp")
+
+
+def test_vectors_are_kept_and_satisfy_their_definition(tmp_path):
+    run = tp.run(out=str(tmp_path / "v"), vectors=3, block="attn", tokens=3, layers="4")
+    S = tp.open(run.directory)["L04.attn"]
+    J = tp.jacobian(tp.block(tp.load_model("demo"), "attn", layer=4, tokens=3)).dense().numpy()
+    assert S.U.shape == (384, 3)
+    assert np.abs(J @ S.Vh.T - S.U * S.values[:3]).max() <= 1e-12 * S.values[0]
+    assert np.all(S.residuals <= 1e-10 * S.values[0])
+
+
+def test_identity_depends_on_the_numbers_and_not_on_the_place(finished, tmp_path):
+    other = tp.run(out=str(tmp_path / "elsewhere"), threads=1, **QUESTION)
+    assert [r.identity for r in other.records] == [r.identity for r in finished.records]
+    single = tp.run(out=str(tmp_path / "single"), **QUESTION | {"dtype": "float32"})
+    assert not {r.identity for r in single.records} & {r.identity for r in finished.records}
+
+
+def test_run_yaml_replays_the_run(finished, tmp_path):
+    config = tp.Config.read(str(finished.directory / "run.yaml"), out=str(tmp_path / "again"))
+    options = config.model_dump()
+    again = tp.run(**options)
+    assert np.array_equal(again["L01.mlp"].values, finished["L01.mlp"].values)
+
+
+def test_a_torn_journal_line_is_passed_over(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal.append(path, job="a")
+    with path.open("a") as file:
+        file.write(json.dumps({"job": "b"})[:-3])
+    assert [entry["job"] for entry in journal.read(path)] == ["a"]
+    assert os.path.getsize(path) > 0
