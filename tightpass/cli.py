@@ -55,18 +55,23 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _flag(name: str, field: Any) -> inspect.Parameter:
-    """One option; None stands for "not given", so that a YAML file can supply it."""
+    """One option; None stands for "not given", so that a YAML file can supply it.
+
+    Values stay text here: `Config` parses them, with one wording of errors for flags, YAML and keywords.
+    """
     default = "" if field.default is None else f" (default {_shown(field.default)})"
     flag = "--" + name.replace("_", "-")
-    kinds = {"int": int, "int | None": int, "bool": bool}
-    kind = kinds.get(
-        str(getattr(field.annotation, "__name__", field.annotation)), kinds.get(str(field.annotation), str)
+    if field.annotation is bool:
+        names = flag if name == "discard_jacobian" else f"{flag}/--no-{name.replace('_', '-')}"
+        option = typer.Option(names, help=field.description + default, show_default=False)
+        kind: Any = bool
+    else:
+        metavar = "INT" if field.annotation in (int, int | None) else "TEXT"
+        option = typer.Option(flag, help=field.description + default, show_default=False, metavar=metavar)
+        kind = str
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind | None, option], default=None
     )
-    if kind is bool:
-        flag = flag if name == "discard_jacobian" else f"{flag}/--no-{name.replace('_', '-')}"
-    option = typer.Option(flag, help=field.description + default, show_default=False)
-    annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
 
 
 def _shown(default: Any) -> str:
