@@ -43,9 +43,10 @@ def compute() -> None:
     runs = {}
     for name, question in questions().items():
         with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / ("MiniLM" if name.startswith("minilm") else "model")
-            if name.startswith("minilm"):
+            if name.startswith("minilm"):  # under the name that the figures are to show
+                link = Path(folder) / "MiniLM"
                 link.symlink_to(question["model"])
+                question["model"] = str(link)
             run = tp.run(**question, out=str(Path(folder) / "run"), discard_jacobian=True)
             for figure in ("ranks", "spectra"):
                 shutil.copy(run.directory / f"{figure}.png", FIGURES / f"{name}-{figure}.png")

@@ -101,11 +101,10 @@ def _fail(message: str, code: int) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps transformers' progress bars and advice out of the output; errors still come as exceptions."""
+    """Keeps transformers' advice out of the output; errors still come as exceptions."""
     import transformers
 
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 @app.command("run")

@@ -90,11 +90,10 @@ class Run:
     def title(self) -> str:
         """What was asked, in a line."""
         p = self.provenance
+        name = Path(p["model"]).name if Path(p["model"]).is_absolute() else p["model"]
         random = "" if p["weights"] == "pretrained" else f", {p['weights']} weights"
         extras = ("" if self.config.norm else ", no norm") + (", residual" if self.config.residual else "")
-        return (
-            f"{p['model']}{random} · {self.config.block}{extras} · {len(self.token_ids)} tokens · {self.config.dtype}"
-        )
+        return f"{name}{random} · {self.config.block}{extras} · {len(self.token_ids)} tokens · {self.config.dtype}"
 
 
 def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -> Run:

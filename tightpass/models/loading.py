@@ -6,6 +6,8 @@ import copy
 import difflib
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -91,7 +93,7 @@ def locate(name: str) -> Source:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{name} is a directory without config.json; expected a model in Hugging Face format")
-        return Source(str(path.resolve()), str(path.resolve()), is_local=True)
+        return Source(str(path.absolute()), str(path.absolute()), is_local=True)
     owner, slash, rest = name.partition("/")
     if slash and owner and rest and "/" not in rest and not name.startswith((".", "~")):
         return Source(name, name, is_local=False)
@@ -218,15 +220,30 @@ def _pretrained(source: Source, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModel
 
     try:
-        return AutoModel.from_pretrained(  # type: ignore[no-any-return]
-            source.location,
-            dtype=dtype,
-            attn_implementation=attention.NAME,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+        with quiet():
+            return AutoModel.from_pretrained(  # type: ignore[no-any-return]
+                source.location,
+                dtype=dtype,
+                attn_implementation=attention.NAME,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
     except (OSError, ValueError) as error:
         raise _unreachable(source, error) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of transformers, which are left as they were."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _random(config: Any, dtype: torch.dtype, seed: int) -> nn.Module:

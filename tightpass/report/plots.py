@@ -119,21 +119,27 @@ def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
             color=KNEE,
         )
     if s.cliff is not None:
-        axes.axvline(s.cliff.index, color="black", lw=0.7, ls=":")
-        axes.annotate(
-            f"rank {s.rank}\nfalls {s.cliff.ratio:.0f}-fold"
-            if s.cliff.ratio < 1000
-            else f"rank {s.rank}\nfalls $10^{{{np.log10(s.cliff.ratio):.0f}}}$-fold",
-            (s.cliff.index, 0.97),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, 0) if s.cliff.index < 0.6 * len(s.values) else (-4, 0),
-            textcoords="offset points",
-            ha="left" if s.cliff.index < 0.6 * len(s.values) else "right",
-            va="top",
-            fontsize=8,
-        )
+        _mark_cliff(axes, s)
     axes.set_yscale("log")
     axes.set_ylim(bottom=smallest)
     axes.set_title(f"{s.name}: rank {s.rank} of {len(s.values)} ({s.rank.flag})", fontsize=8.5, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
+
+
+def _mark_cliff(axes: Axes, s: Spectrum) -> None:
+    """A line where the signal ends, with the rank, beside it where the curve is not."""
+    assert s.cliff is not None
+    axes.axvline(s.cliff.index, color="black", lw=0.7, ls=":")
+    left = s.cliff.index < 0.6 * len(s.values)
+    fall = f"\nfalls $10^{{{np.log10(s.cliff.ratio):.0f}}}$-fold" if s.cliff.ratio >= 10 else ""
+    axes.annotate(
+        f"rank {s.rank}{fall}",
+        (s.cliff.index, 0.97 if left else 0.5),
+        xycoords=("data", "axes fraction"),
+        xytext=(4 if left else -6, 0),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="top",
+        fontsize=8,
+    )
