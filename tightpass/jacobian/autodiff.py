@@ -1,6 +1,7 @@
-"""Products with a Jacobian by automatic differentiation: the forward pass once, then chunks.
+"""Products with a Jacobian by automatic differentiation, in chunks of columns.
 
-J·X is `vmap` over the linearised function, Jᵀ·Y is `vmap` over its pullback
+Jᵀ·Y is `vmap` over the pullback, whose forward pass runs once. J·X is `vmap` over `jvp` with the
+point held outside of the batch, so that the forward pass runs once a chunk
 (Pearlmutter 1994; Griewank & Walther 2008, ch. 3).
 """
 
