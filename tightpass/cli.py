@@ -82,17 +82,21 @@ def guarded(act: Callable[[], None], debug: bool = False) -> None:
     """Runs `act`; the package's own errors become one or two lines and their exit code."""
     try:
         act()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        raise typer.Exit(0) from None
     except TightpassError as error:
         if debug:
             raise
         _fail(str(error), error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 2)
     except KeyboardInterrupt:
         if debug:
             raise
         _fail("interrupted; the same command continues where this one stopped", InterruptedRunError.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise typer.Exit(0) from None
 
 
 def _fail(message: str, code: int) -> None:
@@ -102,9 +106,12 @@ def _fail(message: str, code: int) -> None:
 
 def quiet_libraries() -> None:
     """Keeps transformers' advice out of the output; errors still come as exceptions."""
+    import logging
+
     import transformers
 
     transformers.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 @app.command("run")
@@ -146,6 +153,10 @@ def _show(opened: Any) -> None:
 
     console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 140)
     console.print(table.rich_table(opened.spectra, opened.title))
+    if opened.unfinished:
+        console.print(
+            f"{len(opened.unfinished)} of {len(opened.provenance['jobs'])} jobs are not done; the same run again does them."
+        )
     if opened.provenance["weights"].startswith("random"):
         console.print(
             f"Weights are {opened.provenance['weights']}: good for timing, their ranks say nothing about a trained model."
@@ -281,5 +292,6 @@ def main() -> None:
     except typer.Abort:
         sys.exit(InterruptedRunError.exit_code)
     except USAGE_ERROR as error:
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        if message := error.format_message():  # empty where the help was shown instead
+            print(f"error: {message}", file=sys.stderr)
         sys.exit(2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tightpass.errors import InputError
 
@@ -54,8 +55,23 @@ class Config(BaseModel):
     )
     out: str | None = Field(None, description="directory of the run; runs/MODEL-BLOCK-tTOKENS if left out")
     weights: str = Field("pretrained", description="pretrained or random")
-    seed: int = Field(0, description="seed of random weights and token ids")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of random weights and token ids")
     discard_jacobian: bool = Field(False, description="keep the spectra, not the Jacobians")
+
+    @field_validator("layers", "memory", "out", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """Natural Python and YAML values of what is text on the command line."""
+        if isinstance(value, list | tuple):
+            return ",".join(str(item) for item in value)
+        return str(value) if isinstance(value, int | Path) and not isinstance(value, bool) else value
+
+    @field_validator("tokens", "head", "threads", "vectors", "seed", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("expected a number")
+        return value
 
     @classmethod
     def of(cls, **options: Any) -> Config:
@@ -67,7 +83,7 @@ class Config(BaseModel):
             name = ".".join(str(part) for part in first["loc"])
             if first["type"] == "extra_forbidden":
                 raise InputError(f"unknown option {name!r}; known: {', '.join(cls.model_fields)}") from None
-            raise InputError(f"{name}: {first['msg'].lower()}, got {first['input']!r}") from None
+            raise InputError(f"{name}: {first['msg'].lower()}, got {reprlib.repr(first['input'])}") from None
 
     @classmethod
     def read(cls, path: str, **overrides: Any) -> Config:
@@ -77,15 +93,20 @@ class Config(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
         except yaml.YAMLError as error:
-            raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
-        if not isinstance(content, dict):
+            mark = getattr(error, "problem_mark", None)
+            where = f" (line {mark.line + 1})" if mark is not None else ""
+            raise InputError(f"{path} is not YAML{where}: {str(error).splitlines()[0]}") from None
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise InputError(f"{path} must hold options, one per line, such as `model: demo`")
         return cls.of(**{**content, **overrides})
 
     def directory(self) -> Path:
         """Where the run goes."""
         if self.out is not None:
-            return Path(self.out).expanduser()
+            try:
+                return Path(self.out).expanduser()
+            except RuntimeError:
+                raise InputError(f"cannot expand {self.out}: no such user") from None
         name = re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
         return Path("runs") / f"{name}-{self.block}-t{self.tokens}"
 
@@ -137,7 +158,9 @@ def parse_layers(layers: str, count: int) -> list[int]:
         if not match:
             raise InputError(f"layers must be all, or a list such as 0-3,7; got {layers!r}")
         first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last >= count:
+        if last < first:
+            raise InputError(f"a range of layers runs upwards, got {part.strip()}; write {last}-{first}")
+        if last >= count:
             raise InputError(f"the model has layers 0..{count - 1}, got {part.strip()}")
         chosen.update(range(first, last + 1))
     return sorted(chosen)

@@ -47,6 +47,8 @@ def jobs(config: Config, layer_count: int, head_count: int) -> list[Options]:
         raise InputError(f"unknown block {config.block!r}; expected one of {', '.join(KINDS)}")
     if config.head is not None and config.block != "head":
         raise InputError(f"--head belongs to --block head, got --block {config.block}")
+    if config.residual and config.block in ("layer", "model"):
+        raise InputError(f"a {config.block} always contains its residuals; leave out --residual")
     common = {"norm": config.norm, "residual": config.residual}
     if config.block == "model":
         if config.layers.strip() != "all":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,8 +36,9 @@ from tightpass.report import plots, table
 from tightpass.spectra.verify import check_values
 from tightpass.store import journal, results
 from tightpass.store.results import Record
-from tightpass.store.shards import Layout, Shard, write_shard
+from tightpass.store.shards import Layout, Shard, sync, write_shard
 
+ABANDONED_SECONDS = 3600
 ALGORITHM = 1
 """Part of every shard's identity: raised when the same question would give other numbers."""
 
@@ -63,6 +66,11 @@ class Run:
     def names(self) -> list[str]:
         """The finished jobs, in order."""
         return [record.spectrum.name for record in self.records]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Jobs of the question that are not done yet."""
+        return [name for name in self.provenance["jobs"] if name not in self.names]
 
     @property
     def spectra(self) -> list[Spectrum]:
@@ -93,7 +101,7 @@ class Run:
         name = Path(p["model"]).name if Path(p["model"]).is_absolute() else p["model"]
         random = "" if p["weights"] == "pretrained" else f", {p['weights']} weights"
         extras = ("" if self.config.norm else ", no norm") + (", residual" if self.config.residual else "")
-        return f"{name}{random} · {self.config.block}{extras} · {len(self.token_ids)} tokens · {self.config.dtype}"
+        return f"{name}{random} · {self.config.block}{extras} · {len(self.token_ids)} {'token' if len(self.token_ids) == 1 else 'tokens'} · {self.config.dtype}"
 
 
 def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -> Run:
@@ -131,11 +139,37 @@ def answer(config: Config, progress: Progress | None = None, given: torch.nn.Mod
         captured = capture(model, tokens.ids)
         build(captured, listed[0])  # the load-time checks, before anything is written
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "run.yaml").write_text(yaml.safe_dump(config.model_dump(exclude={"out"}), sort_keys=False))
+        write_question(directory / "run.yaml", config)
+        remove_abandoned_parts(directory)
         _Job(config, directory, captured, tokens, limit).all(listed, progress)
     finished = open(directory)
     finished.plot()
     return finished
+
+
+def write_question(path: Path, config: Config) -> None:
+    """Writes run.yaml, whole or not at all; one that is there already answers to the same question."""
+    if path.is_file():
+        return
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+    part.write_text(yaml.safe_dump(config.model_dump(exclude={"out"}), sort_keys=False, allow_unicode=True))
+    sync(part)
+    os.replace(part, path)
+
+
+def remove_abandoned_parts(directory: Path) -> None:
+    """Removes what killed writers left: parts that nobody has written to for an hour."""
+    for part in [*directory.glob("*.part"), *directory.glob("shards/*.part")]:
+        if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+            part.unlink(missing_ok=True)
+
+
+def finished_records(path: Path) -> list[Record]:
+    """The records of results.h5; none if it is absent or damaged, since shards can fill it again."""
+    try:
+        return results.load(path)[0] if path.is_file() else []
+    except VerificationError:
+        return []
 
 
 def read_text(config: Config) -> str | None:
@@ -143,7 +177,10 @@ def read_text(config: Config) -> str | None:
     if config.text_file is None:
         return config.text
     if config.text_file == "-":
-        return sys.stdin.read()
+        try:
+            return sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError:
+            raise InputError("standard input is not UTF-8 text") from None
     try:
         return Path(config.text_file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -199,9 +236,10 @@ class _Job:
     def all(self, listed: list[Options], progress: Progress | None) -> None:
         path, ids = self.directory / "results.h5", self.tokens.ids.tolist()
         weights = self.captured.model.weights_hash()
-        provenance = provenance_of(self.captured.model, self.tokens, weights)
+        names = [options.name for options in listed]
+        provenance = {"jobs": names, **provenance_of(self.captured.model, self.tokens, weights)}
         wanted = {options.name: self.identity(options, weights) for options in listed}
-        done = {record.spectrum.name: record for record in (results.load(path)[0] if path.is_file() else [])}
+        done = {record.spectrum.name: record for record in finished_records(path)}
         if any(wanted[name] != record.identity for name, record in done.items()):
             raise InputError(
                 f"{self.directory} was made from other weights, another text or another version; choose another --out"
@@ -327,6 +365,10 @@ def verify(directory: str | Path) -> list[str]:
     the stored spectrum against it. Raises VerificationError at the first contradiction.
     """
     opened = open(directory)
+    if opened.unfinished:
+        raise VerificationError(
+            f"{len(opened.records)} of {len(opened.provenance['jobs'])} jobs are done; the same run again does the rest"
+        )
     lines = []
     for record in opened.records:
         s = record.spectrum

@@ -50,7 +50,12 @@ class Jacobian:
         memory: int | None = None,
     ) -> None:
         check_precision_settings()
-        if x.ndim != 2 or not x.is_floating_point():
+        if (
+            not isinstance(x, torch.Tensor)
+            or x.ndim != 2
+            or x.dtype not in (torch.float32, torch.float64)
+            or 0 in x.shape
+        ):
             raise InputError(f"x must be a floating (tokens, d) tensor, got shape {tuple(x.shape)}, {x.dtype}")
         self.x, self.block, self.memory = x.detach(), block, memory
         self.structure = Dense() if structure is None else structure
@@ -94,15 +99,15 @@ class Jacobian:
         return Transposed(self)
 
     def __matmul__(self, X: Array) -> Array:
-        return self.matvec(X) if X.ndim == 1 else self.matmat(X)
+        return self.matvec(X) if getattr(X, "ndim", 2) == 1 else self.matmat(X)
 
     def matvec(self, x: Array) -> Array:
         """J x for x of shape (N_in,)."""
-        return self.matmat(_check_vector(x, "matvec")[:, None])[:, 0]
+        return self.matmat(_check_vector(x, self.shape[1], "matvec")[:, None])[:, 0]
 
     def rmatvec(self, y: Array) -> Array:
         """Jᵀ y for y of shape (N_out,)."""
-        return self.rmatmat(_check_vector(y, "rmatvec")[:, None])[:, 0]
+        return self.rmatmat(_check_vector(y, self.shape[0], "rmatvec")[:, None])[:, 0]
 
     def matmat(self, X: Array) -> Array:
         """J X for X of shape (N_in, k)."""
@@ -117,7 +122,9 @@ class Jacobian:
         return _like(out.reshape(-1, self.shape[1]).T, Y)
 
     def _operand(self, X: Any, rows: int, verb: str) -> torch.Tensor:
-        tensor = torch.from_numpy(X) if isinstance(X, np.ndarray) else X
+        tensor: Any = X
+        if isinstance(X, np.ndarray) and X.dtype.isnative and X.dtype.kind in "fiu":
+            tensor = torch.from_numpy(np.ascontiguousarray(X))
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f"{verb} expects a NumPy array or torch tensor, got {type(X).__name__}")
         if tensor.ndim != 2 or tensor.shape[0] != rows:
@@ -219,7 +226,7 @@ class Transposed:
         self.dtype = J.dtype
 
     def __matmul__(self, Y: Array) -> Array:
-        return self.T.rmatvec(Y) if Y.ndim == 1 else self.T.rmatmat(Y)
+        return self.T.rmatvec(Y) if getattr(Y, "ndim", 2) == 1 else self.T.rmatmat(Y)
 
     def dense(self) -> torch.Tensor:
         return self.T.dense().T
@@ -245,11 +252,13 @@ def jacobian(
     return Jacobian(fn, x, structure, memory=memory)
 
 
-def _check_vector(x: Array, verb: str) -> Array:
+def _check_vector(x: Array, size: int, verb: str) -> Array:
     if x.ndim != 1:
         raise InputError(
             f"{verb} expects one vector, got shape {tuple(x.shape)}; use {verb[:-3]}mat for several columns"
         )
+    if x.shape[0] != size:
+        raise InputError(f"{verb} expects shape ({size},), got {tuple(x.shape)}")
     return x
 
 

@@ -250,6 +250,11 @@ def block(
 
     Raises InputError for what the model does not have.
     """
+    if not isinstance(model, Model):
+        raise InputError(f"block expects the result of tightpass.load_model, got {type(model).__name__}")
+    for name, value in (("layer", layer), ("head", head), ("tokens", tokens)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise InputError(f"{name} must be an integer, got {value!r}")
     options = Options(kind, layer, head, norm, residual)
     check_options(model, options)
     if token_ids is None:
@@ -275,6 +280,8 @@ def check_options(model: Model, options: Options) -> None:
         raise InputError(f"{model.name} has heads 0..{heads - 1}, got {head}")
     if kind == "layer" and not options.norm:
         raise InputError("a layer always contains its norms; leave out norm=False (--no-norm)")
+    if options.residual and kind in ("layer", "model"):
+        raise InputError(f"a {kind} always contains its residuals; leave out residual=True (--residual)")
     pre_norm = model.family.pre_norm(model.config)
     if options.residual and not options.norm and pre_norm and kind in ("mlp", "attn", "head"):
         raise InputError(

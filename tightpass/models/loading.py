@@ -122,7 +122,7 @@ def _unreachable(source: Source, error: Exception) -> InputError:
     if source.is_local:
         return InputError(f"cannot read the model in {source.location}: {_first_line(error)}")
     return InputError(
-        f"{source.name} is not in the local cache and cannot be fetched ({type(error).__name__}).\n"
+        f"{source.name} is not in the local cache and cannot be fetched (no network, or no such model).\n"
         "Ways on: --model DIR with a local copy; --weights random for an architecture of "
         "`tightpass models`; --model demo"
     )
@@ -134,6 +134,7 @@ def _first_line(error: Exception) -> str:
 
 def check_dtype(dtype: str) -> torch.dtype:
     """The torch dtype of a name. Raises InputError: half precision cannot carry a rank."""
+    dtype = str(dtype).removeprefix("torch.")
     if dtype in DTYPES:
         return DTYPES[dtype]
     reason = " (too coarse to tell a small singular value from noise)" if "16" in dtype else ""
@@ -190,6 +191,8 @@ def load_model(
     attention.register()
     if isinstance(model, nn.Module):
         return _adopt(model, torch_dtype, torch_device)
+    if not isinstance(model, str):
+        raise InputError(f"model must be a name, a directory or a Hugging Face model, got {type(model).__name__}")
     source = locate(model)
     config = read_config(source)
     family = family_of(config)
@@ -266,16 +269,17 @@ def _adopt(given: nn.Module, dtype: torch.dtype, device: torch.device) -> Model:
     if len(floating) < len(list(given.parameters())) or not floating:
         raise InputError("the model has quantised (integer) weights; load it without quantisation")
     family = family_of(config)
+    path = str(config.name_or_path or "")
     base: Any = copy.deepcopy(given.base_model)
     base.to(dtype).set_attn_implementation(attention.NAME)
     return Model(
-        name=config.name_or_path or type(given).__name__,
+        name=path or type(given).__name__,
         revision=getattr(config, "_commit_hash", None),
         weights="given",
         family=family,
         config=base.config,
         base=_freeze(base, device),
-        tokenizer=None,
+        tokenizer=_tokenizer(Source(path, path, is_local=True), offline=True) if path else None,
     )
 
 

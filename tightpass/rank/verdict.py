@@ -59,7 +59,7 @@ class Spectrum:
 
     def rank_at(self, tau: float) -> Rank:
         """The number of true singular values above `tau` (same units as J): interval and flag."""
-        if not tau >= 0:
+        if not isinstance(tau, int | float | np.number) or not 0 <= tau < np.inf:
             raise InputError(f"a threshold is a number ≥ 0, got {tau}")
         return rank_at(self.values, self.floor.total, tau, self.evidence.bounds[0].rank, self.evidence.kinks)
 

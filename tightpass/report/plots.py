@@ -48,16 +48,7 @@ def ranks(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
             axes.annotate(
                 str(s.rank), (i, s.rank.hi), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
             )
-    axes.axhline(size, color="black", lw=0.8, ls=":")
-    axes.annotate(
-        f"all {size} directions",
-        (1, size),
-        xycoords=("axes fraction", "data"),
-        xytext=(-3, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-    )
+    axes.axhline(size, color="black", lw=0.8, ls=":", label=f"all {size} directions")
     axes.set_ylim(0, 1.12 * size)
     axes.set_xticks(at, [s.name for s in spectra], rotation=0 if count <= 8 else 90, fontsize=8)
     axes.set_ylabel("directions that pass")
@@ -73,7 +64,7 @@ def spectra(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
     shown = list(spectra)[:PANELS_AT_MOST]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = _figure(4.2 * columns + 0.3, 2.9 * rows + 0.9)
+    figure = _figure(max(4.2 * columns + 0.3, 7.5), 2.9 * rows + 0.9)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     smallest = min(_lowest_drawn(s) for s in shown)
     for axes, s in zip(grid.flat, shown, strict=False):
@@ -86,8 +77,10 @@ def spectra(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
         lowest.tick_params(labelbottom=True)
     for axes in grid[:, 0]:
         axes.set_ylabel("singular value")
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    drawn = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(drawn.values()), list(drawn), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     left_out = f" · first {len(shown)} of {len(spectra)}" if len(shown) < len(spectra) else ""
     figure.suptitle(title + left_out, fontsize=10, x=0.01, ha="left")
     figure.savefig(path)
@@ -106,7 +99,8 @@ def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
     drawn = np.maximum(s.values, smallest)
     noise = s.codes == 0
     axes.plot(index[~noise], drawn[~noise], color=SIGNAL, lw=2.2, label="singular values")
-    axes.plot(index[noise], drawn[noise], color=NOISE, lw=2.2, label="noise (not distinguishable from 0)")
+    if noise.any():
+        axes.plot(index[noise], drawn[noise], color=NOISE, lw=2.2, label="noise (not distinguishable from 0)")
     axes.axhline(s.floor.total, color=BOUND, lw=1, ls="--", label="noise floor")
     for knee in s.knees[:3]:
         axes.plot([knee.index], [s.values[knee.index - 1]], "v", color=KNEE, ms=6, label=None)
@@ -132,7 +126,7 @@ def _mark_cliff(axes: Axes, s: Spectrum) -> None:
     assert s.cliff is not None
     axes.axvline(s.cliff.index, color="black", lw=0.7, ls=":")
     left = s.cliff.index < 0.6 * len(s.values)
-    fall = f"\nfalls $10^{{{np.log10(s.cliff.ratio):.0f}}}$-fold" if s.cliff.ratio >= 10 else ""
+    fall = f"\nfalls ≥ $10^{{{np.log10(s.cliff.ratio):.0f}}}$-fold" if s.cliff.ratio >= 10 else ""
     axes.annotate(
         f"rank {s.rank}{fall}",
         (s.cliff.index, 0.97 if left else 0.5),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -88,11 +87,11 @@ def _ratio(fall: Fall | None) -> str:
 
 def as_json(spectra: Sequence[Spectrum]) -> list[dict[str, Any]]:
     """The rows as plain JSON values, with the floor's parts and all knees."""
-    rows = json.loads(frame(spectra).reset_index().to_json(orient="records", double_precision=15))
+    rows = [_row(s) for s in spectra]
     for row, s in zip(rows, spectra, strict=True):
         row["floor_parts"] = [vars(part) for part in s.floor.parts]
         row["bounds"] = [vars(bound) for bound in s.evidence.bounds]
         row["knees"] = [vars(knee) for knee in s.knees]
         row["method"] = s.method
         row["checks"] = list(s.checks)
-    return rows  # type: ignore[no-any-return]
+    return rows

@@ -104,9 +104,13 @@ def load(path: Path) -> tuple[list[Record], dict[str, Any], list[int]]:
     try:
         opened = xr.open_dataset(path, engine="h5netcdf")
     except (OSError, ValueError) as error:
-        raise VerificationError(f"{path} cannot be read: {error}") from error
+        raise VerificationError(f"{path} cannot be read ({error}); delete it and run again, shards are kept") from error
     with opened as dataset:
-        if dataset.attrs.get("schema") != SCHEMA:
+        if "schema" not in dataset.attrs:
+            raise VerificationError(
+                f"{path} is not a results file of tightpass; delete it and run again, shards are kept"
+            )
+        if dataset.attrs["schema"] != SCHEMA:
             raise VerificationError(f"{path} has schema {dataset.attrs.get('schema')}, this version reads {SCHEMA}")
         dataset = dataset.load()
         records = [_record(dataset, i) for i in range(dataset.sizes["job"])]

@@ -146,8 +146,10 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._open() as file:
-            if file.attrs.get("schema") != SCHEMA:
-                raise InputError(f"{path} has schema {file.attrs.get('schema')}, this version reads {SCHEMA}")
+            if "identity" not in file.attrs or "jacobian" not in file:
+                raise VerificationError(f"{path} is not a shard of tightpass; delete it and run again")
+            if file.attrs["schema"] != SCHEMA:
+                raise InputError(f"{path} has schema {file.attrs['schema']}, this version reads {SCHEMA}")
             self.identity = str(file.attrs["identity"])
             self.evidence: dict[str, Any] = json.loads(file.attrs["evidence"])
             count, d_out, d_in = file["jacobian"].shape
@@ -166,7 +168,7 @@ class Shard:
         try:
             return h5py.File(self.path, "r")
         except OSError as error:
-            raise VerificationError(f"{self.path} cannot be read as HDF5: {error}") from error
+            raise VerificationError(f"{self.path} cannot be read as HDF5 ({error}); delete it and run again") from error
 
     @property
     def structure(self) -> Structure:
@@ -194,7 +196,9 @@ class Shard:
                 try:
                     blocks = file["jacobian"][some]
                 except OSError as error:
-                    raise VerificationError(f"{self.path}: blocks {some.start}.. are damaged ({error})") from error
+                    raise VerificationError(
+                        f"{self.path}: blocks {some.start}.. are damaged; delete it and run again ({error})"
+                    ) from error
                 yield Panel(
                     tuple(int(t) for t in file["row_token"][some]),
                     tuple(int(t) for t in file["column_token"][some]),
