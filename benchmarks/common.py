@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -66,19 +66,22 @@ def timed(work: Callable[[], Any], rounds: int) -> dict[str, Any]:
     return summary([seconds(work) for _ in range(rounds)])
 
 
-def interleaved(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Times several works in turn, so that a slow minute hits them all; one warm-up each."""
+def interleaved(works: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Times several works in turn, so that a slow minute hits them all.
+
+    Returns the times, and what each work answered in its warm-up.
+    """
     samples: dict[str, list[float]] = {name: [] for name in works}
-    for work in works.values():
-        work()
+    answers = {name: work() for name, work in works.items()}
     for _ in range(rounds):
         for name, work in works.items():
             samples[name].append(seconds(work))
-    return {name: summary(values) for name, values in samples.items()}
+    return {name: summary(values) for name, values in samples.items()}, answers
 
 
 def reset_peak() -> int:
-    """Forgets the peak so far (Linux: VmHWM follows the present again); returns resident bytes now."""
+    """Gives freed memory back and forgets the peak so far (Linux); returns resident bytes now."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return int(psutil.Process().memory_info().rss)
 
@@ -87,12 +90,6 @@ def peak_since_reset() -> int:
     """Peak resident bytes since `reset_peak`."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def fresh_process(script: str, *arguments: str) -> dict[str, Any]:

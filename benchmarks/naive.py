@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import fresh_process, interleaved, peak_since_reset, reset_peak, save, seconds
+from common import fresh_process, interleaved, peak_since_reset, reset_peak, save, seconds, summary
 from torch.func import jacrev, vmap
 from transformers import OPTModel
 
@@ -158,18 +158,20 @@ def main() -> None:
         if T not in NAIVE_TOKENS:
             del routes["naive"]
         works = {**routes, "bare": bare(block), "bare, one SVD per core": bare_one_per_core(block)}
-        times = interleaved(works, args.rounds if T < 8 else max(3, args.rounds - 2))
-        answers = {name: work() for name, work in routes.items()}
+        times, answers = interleaved(works, args.rounds if T < 8 else max(3, args.rounds - 2))
         reference = answers.get("naive", answers["expert"])
+        worst = {n: float(np.abs(answers[n] - reference).max() / reference[0]) for n in routes}
+        if max(worst.values()) > 1e-12:
+            raise RuntimeError(f"{T} tokens: the routes disagree, {worst}")
         memory = {name: fresh_process(__file__, "--memory-of", name, str(T)) for name in routes}
         cases.append(
             {
                 "tokens": T,
                 "seconds": times,
                 "memory": memory,
-                "floor_seconds": floor_of(block),
-                "storage_seconds": storage_of(block),
-                "worst_difference": {n: float(np.abs(v - reference).max() / reference[0]) for n, v in answers.items()},
+                "floor_seconds": summary([floor_of(block) for _ in range(3)]),
+                "storage_seconds": summary([storage_of(block) for _ in range(3)]),
+                "worst_difference": worst,
                 "ours_over_expert": times["ours"]["median"] / times["expert"]["median"],
                 "ours_over_bare": times["ours"]["median"] / times["bare"]["median"],
                 "ours_over_bare_one_per_core": times["ours"]["median"] / times["bare, one SVD per core"]["median"],

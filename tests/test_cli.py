@@ -13,7 +13,8 @@ import yaml
 
 import tightpass as tp
 from tightpass.cli import main, with_options
-from tightpass.config import Config, format_bytes, free_memory, parse_bytes, parse_layers
+from tightpass.config import Config, parse_layers
+from tightpass.memory import format_bytes, free_memory, parse_bytes
 
 COMMAND = Path(sys.executable).with_name("tightpass")
 
@@ -51,10 +52,11 @@ def test_show_verify_and_json(place):
     assert len(csv) == 3
     verified = tightpass("verify", "a", cwd=place)
     assert verified.returncode == 0
-    assert verified.stdout.count("checksums") == 2
+    assert verified.stdout.count("checksums, ‖J‖_F², every singular value, ranks agree") == 2
     document = json.loads(tightpass("run", "--tokens", 5, "--layers", "1,3", "--out", "a", "--json", cwd=place).stdout)
     assert [job["job"] for job in document["jobs"]] == ["L01.mlp", "L03.mlp"]
     assert document["jobs"][0]["flag"] == "certified"
+    assert document["jobs"][0]["floor"] == tp.open(place / "a")["L01.mlp"].floor.total  # to the last digit
     assert document["provenance"]["model"] == "demo"
 
 
@@ -76,7 +78,7 @@ def test_plan_computes_nothing(place):
     assert planned["shape"] == [87040, 87040]
     assert planned["structure"] == "BlockLowerTriangular"
     assert len(planned["jobs"]) == 32
-    assert planned["disk"] == 32 * 34 * 35 // 2 * 2560**2 * 8
+    assert planned["disk"] == 32 * (34 * 35 // 2 * 2560**2 + 34 * 2560) * 8
     assert not (place / "runs").exists()
 
 
@@ -117,7 +119,12 @@ BAD = [
     (["run", "--tokens", "many"], 2, "many"),
     (["run", "--text", ""], 2, "the text is empty"),
     (["run", "--layers", "6"], 2, "layers 0..5, got 6"),
-    (["run", "--layers", "3-1"], 2, "layers 0..5"),
+    (["run", "--layers", "3-1"], 2, "runs upwards, got 3-1"),
+    (["run", "--block", "layer", "--residual"], 2, "always contains its residuals"),
+    (["run", "--out", "a/run.yaml"], 2, "is a file"),
+    (["run", "--out", "a/run.yaml/b", "--layers", "0", "--tokens", "2"], 2, "Not a directory"),
+    (["run", "--out", "~nobody-of-that-name/x"], 2, "no such user"),
+    (["run", "--seed", "99999999999999999999"], 2, "seed"),
     (["run", "--layers", "first"], 2, "layers must be all"),
     (["run", "--block", "ffn"], 2, "unknown block 'ffn'"),
     (["run", "--tokens", "4", "--out", "a"], 2, "another question"),

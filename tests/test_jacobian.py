@@ -87,9 +87,8 @@ def options_of(kind):
 CASES = [
     (kind, norm, residual)
     for kind in KINDS
-    for norm in (True, False)
-    for residual in (False, True)
-    if not (kind == "layer" and not norm) and not (residual and not norm)
+    for norm, residual in ((True, False), (False, False), (True, True))
+    if (kind != "layer" or norm) and (kind not in ("layer", "model") or not residual)
 ]
 
 
@@ -162,6 +161,10 @@ def test_a_false_structure_is_found_out():
     backwards = lambda x: x.flip(0).cumsum(0).flip(0)  # noqa: E731 - token t reads tokens t and later
     with pytest.raises(VerificationError, match="claimed BlockLowerTriangular"):
         tp.jacobian(backwards, x, tp.BlockLowerTriangular())
+    leak = torch.zeros(9, 9, dtype=torch.float64).fill_diagonal_(1.0)
+    leak[4, 6] = 1e-9  # a middle token reads a later one, faintly
+    with pytest.raises(VerificationError, match="claimed BlockLowerTriangular"):
+        tp.jacobian(lambda x: leak @ x, torch.ones(9, 3, dtype=torch.float64), tp.BlockLowerTriangular())
     with pytest.raises(VerificationError, match="claimed BlockDiagonal"):
         tp.jacobian(lambda x: x.cumsum(0), x, tp.BlockDiagonal())
     assert torch.equal(
@@ -186,9 +189,26 @@ def test_wrong_operands_are_named(small_opt, operand, message):
         J @ operand
     with pytest.raises(InputError, match="use matmat"):
         J.matvec(torch.zeros(147, 2, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"matvec expects shape \(147,\), got \(5,\)"):
+        J @ np.zeros(5)
+    with pytest.raises(InputError, match="got list"):
+        J @ [1.0]
+    backwards = np.arange(147.0)[::-1]
+    assert np.array_equal(J @ backwards, J @ backwards.copy())
 
 
-@pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(2, 2, 2), torch.zeros(2, 2, dtype=torch.long), None])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(3),
+        torch.zeros(2, 2, 2),
+        torch.zeros(2, 2, dtype=torch.long),
+        torch.zeros(2, 2).half(),
+        torch.zeros(0, 2),
+        np.zeros((2, 2)),
+        None,
+    ],
+)
 def test_wrong_points_are_named(x):
     with pytest.raises(InputError, match=r"floating \(tokens, d\) tensor|needs the point"):
         tp.jacobian(torch.tanh, x)
@@ -197,6 +217,25 @@ def test_wrong_points_are_named(x):
 def test_lowered_precision_is_refused():
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="autocast"):
         tp.jacobian(torch.tanh, torch.zeros(1, 1))
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(InputError, match="'high' precision"):
+            tp.jacobian(torch.tanh, torch.zeros(1, 1))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e160, float("nan")])
+def test_jacobians_out_of_range_are_refused(scale):
+    J = tp.jacobian(lambda x: x * scale, torch.zeros(2, 3, dtype=torch.float64))
+    with pytest.raises(InputError, match="out of float64's range"):
+        tp.spectrum(J)
+
+
+def test_the_zero_jacobian_has_rank_zero():
+    S = tp.spectrum(tp.jacobian(lambda x: x * 0, torch.zeros(2, 600, dtype=torch.float64)))
+    assert S.rank.interval == (0, 0)
+    assert S.cliff is None
 
 
 def test_columns_are_carried_in_one_forward_pass():

@@ -60,6 +60,42 @@ def test_a_wrong_row_in_the_table_is_found_at_load(small_opt, monkeypatch):
         tp.block(tp.load_model(small_opt), "mlp", layer=0, token_ids=IDS)
 
 
+def test_a_wrong_row_is_found_even_where_outputs_are_tiny(small_opt, monkeypatch):
+    import dataclasses
+
+    hf = copy.deepcopy(small_opt)
+    with torch.no_grad():
+        hf.decoder.layers[0].self_attn.out_proj.weight *= 1e-5
+        hf.decoder.layers[0].self_attn.out_proj.bias *= 1e-5
+    wrong = dataclasses.replace(families.FAMILIES[0], attn_norm="final_layer_norm")
+    monkeypatch.setattr(families, "FAMILIES", (wrong,))
+    with pytest.raises(tp.VerificationError, match="does not reproduce"):
+        tp.block(tp.load_model(hf, dtype="float32"), "attn", layer=0, token_ids=IDS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["mlp", "attn", "layer", "model"])
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_one_massive_activation_is_no_reason_to_refuse(small_opt, kind, dtype, scale):
+    """Trained models have tokens a thousand times larger than others."""
+    hf = copy.deepcopy(small_opt)
+    with torch.no_grad():
+        hf.decoder.embed_tokens.weight[IDS[0]] *= scale
+    tp.block(tp.load_model(hf, dtype=dtype), kind, layer=None if kind == "model" else 0, token_ids=IDS)
+
+
+def test_the_hash_of_a_model_covers_its_architecture(small_opt):
+    hashes = {tp.load_model(small_opt).weights_hash()}
+    for change in ({"activation_function": "gelu"}, {"num_attention_heads": 7}, {"do_layer_norm_before": False}):
+        hf = copy.deepcopy(small_opt)
+        hf.config.update(change)
+        hashes.add(tp.load_model(hf).weights_hash())
+    assert len(hashes) == 4
+    named = copy.deepcopy(small_opt)
+    named.config._name_or_path = "elsewhere"
+    assert tp.load_model(named).weights_hash() in hashes
+
+
 def test_a_missing_module_says_what_there_is(small_opt, monkeypatch):
     import dataclasses
 
@@ -217,6 +253,13 @@ def test_hooks_are_removed_even_if_the_forward_pass_fails(small_opt):
         (lambda: tp.block(tp.load_model(bert()), "mlp", layer=0, token_ids=[1.5]), "list of integers"),
         (lambda: tp.block(tp.load_model(bert()), "mlp", layer=0, token_ids=[1] * 20), "has 19 positions, 20 tokens"),
         (lambda: tp.block(tp.load_model("demo"), "mlp", layer=0, text=" \n"), "the text is empty"),
+        (lambda: tp.block("demo", "mlp", layer=0), "result of tightpass.load_model, got str"),
+        (lambda: tp.block(tp.load_model(bert()), "mlp", layer="1", token_ids=IDS), "layer must be an integer"),
+        (
+            lambda: tp.block(tp.load_model(bert()), "model", token_ids=IDS, residual=True),
+            "always contains its residuals",
+        ),
+        (lambda: tp.load_model(None), "got NoneType"),
         (lambda: tp.block(tp.load_model("demo"), "mlp", layer=0, text="one two"), "tokens, 64 were asked for"),
     ],
 )

@@ -30,6 +30,10 @@ def test_labels_and_rank_by_the_words_of_the_design():
     assert rank_at(values, 0.1, 0.2, bound=3).flag == "interval"
     assert rank_at(values, 0.1, 0.2, bound=2).flag == "certified"
     assert rank_at(values, 0.1, 0.2, bound=6, kinks=1).interval == (1, 5)
+    assert rank_at(values, 0.1, 0.2, bound=4, kinks=1).interval == (1, 4)
+    assert rank_at(values, 0.1, 0.2, bound=6, kinks=1).nearest is None
+    with pytest.raises(tp.VerificationError, match="structure allows 1"):
+        rank_at(values, 0.1, 0.2, bound=1)  # two values are certainly above
     assert rank_at(values, 1e-3, 0.4, bound=6).interval == (2, 2)
     assert rank_at(np.zeros(3), 0.0, 0.0, bound=3).interval == (0, 0)
 
@@ -48,7 +52,7 @@ def test_nearest_certain_threshold_has_no_value_within_the_floor(sigma, floor, t
     values = np.sort(np.array(sigma))[::-1]
     nearest = nearest_certain(values, floor, tau)
     assert nearest is not None  # above the largest value there is always one
-    assert np.all(np.abs(values - nearest) >= floor * (1 - 1e-9))
+    assert rank_at(values, floor, nearest, bound=len(values)).flag == "certified"
     grid = np.geomspace(max(floor, 1e-7), 2, 4000)
     certain = grid[np.min(np.abs(values[:, None] - grid), axis=0) > floor]
     closest = np.min(np.abs(np.log(certain / tau)), initial=np.inf)
@@ -146,20 +150,70 @@ def test_floor_adds_up():
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attn", "layer", "model"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_floor_covers_the_true_error(hf_model, kind, dtype):
+def test_the_float32_floor_covers_the_true_error(hf_model, kind):
     """float32 against float64 at the same x and pattern: Weyl with the measured floor, value by value."""
     layer = None if kind == "model" else 1
-    if dtype == "float32":
-        block = tp.block(tp.load_model(hf_model, dtype="float32"), kind, layer=layer, token_ids=IDS)
-        true = np.linalg.svd(tp.jacobian(block.in_precision(torch.float64)).dense().numpy(), compute_uv=False)
-        S = tp.spectrum(tp.jacobian(block))
-        assert S.values.dtype == np.float32
-        assert np.abs(S.values - true).max() <= S.floor.total
-        assert S.floor.total <= 1e-4 * true[0]
-    else:
-        S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(hf_model), kind, layer=layer, token_ids=IDS)))
-        assert 1e-17 * S.values[0] < S.floor.total < 1e-12 * S.values[0]
+    block = tp.block(tp.load_model(hf_model, dtype="float32"), kind, layer=layer, token_ids=IDS)
+    J, exact = tp.jacobian(block), tp.jacobian(block.in_precision(torch.float64)).dense()
+    true = torch.linalg.svdvals(exact).numpy()
+    S = tp.spectrum(J)
+    assert S.values.dtype == np.float32
+    assert np.abs(S.values - true).max() <= S.floor.total
+    assert S.floor.total <= 1e-4 * true[0]
+    error = float(torch.linalg.matrix_norm(J.dense().double() - exact, 2))
+    part = S.floor.parts[0].bound
+    assert error <= part <= (1 + 1e-6 if kind == "mlp" else len(IDS)) * error
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attn", "layer", "model"])
+def test_the_float64_floor_is_the_scaled_float32_error(hf_model, kind):
+    layer = None if kind == "model" else 1
+    block = tp.block(tp.load_model(hf_model), kind, layer=layer, token_ids=IDS)
+    J, coarse = tp.jacobian(block), tp.jacobian(block.in_precision(torch.float32)).dense()
+    error = 4 * 2.0**-29 * float(torch.linalg.matrix_norm(coarse.double() - J.dense(), 2))
+    S = tp.spectrum(J)
+    part = S.floor.parts[0].bound
+    assert error * (1 - 1e-9) <= part <= (1 + 1e-6 if kind == "mlp" else len(IDS)) * error
+    assert all(p.bound > 0 for p in (S.floor.parts[0], S.floor.parts[2]))
+    assert S.floor.total < 1e-12 * S.values[0]
+
+
+def test_the_float64_floor_covers_the_error_against_extended_precision(small_opt):
+    """MLP blocks by the closed form in long double: the float64 J is off by less than its floor."""
+    from tightpass.kernels import reference
+
+    block = tp.block(tp.load_model(small_opt), "mlp", layer=1, token_ids=IDS)
+    S = tp.spectrum(tp.jacobian(block))
+    parts = block.layers[0]
+    wide = lambda tensor: tensor.numpy().astype(np.longdouble)  # noqa: E731
+    worst = 0.0
+    for t, J in enumerate(next(tp.jacobian(block).panels()).blocks):
+        x, gamma = wide(block.x[t]), wide(parts.mlp_norm.weight)
+        centred = x - x.mean()
+        h = centred / np.sqrt((centred**2).mean() + np.longdouble(parts.mlp_norm.eps)) * gamma + wide(
+            parts.mlp_norm.bias
+        )
+        slope = (wide(parts.up.weight) @ h + wide(parts.up.bias) > 0).astype(np.longdouble)
+        true = reference.mlp(wide(parts.up.weight), wide(parts.down.weight), slope)
+        true = true @ reference.layer_norm(x, gamma, parts.mlp_norm.eps)
+        worst = max(worst, norm2((wide(J) - true).astype(np.float64)))
+    assert 0 < worst <= S.floor.parts[0].bound <= 100 * worst
+
+
+@pytest.mark.parametrize("kind", ["layer", "model"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_bounds_of_layers_and_models(hf_model, kind, norm):
+    """A LayerNorm at the output takes one direction a token: in post-norm models, and in `model` with the final norm."""
+    if kind == "layer" and not norm:
+        pytest.skip("a layer always contains its norms")
+    model = tp.load_model(hf_model)
+    block = tp.block(model, kind, layer=0 if kind == "layer" else None, token_ids=IDS, norm=norm)
+    post_norm = model.family.post_norm(model.config)
+    final = model.config.model_type == "opt" and not post_norm and kind == "model" and norm
+    d = block.x.shape[1] - (1 if post_norm or final else 0)
+    S = tp.spectrum(tp.jacobian(block))
+    assert S.evidence.bounds[0].rank == 7 * d
+    assert 7 * (d - 2) <= int(np.sum(S.values > S.floor.total)) <= 7 * d  # LayerNorms shrink one more, to ε
 
 
 def test_relu_rank_is_the_number_of_active_units(small_opt):
@@ -231,8 +285,8 @@ def test_rank_curve_and_bad_thresholds(small_opt):
     S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(small_opt), "mlp", layer=0, token_ids=IDS)))
     for tau in (S.values[0] * 2, S.values[3] * 0.999, 0.0):
         rank = S.rank_at(tau)
-        assert rank.lo <= int(np.sum(S.values > tau)) or tau == 0
-        assert rank.hi >= rank.lo
+        assert rank.lo <= int(np.sum(S.values > tau + S.floor.total))
+        assert rank.lo <= rank.hi <= S.evidence.bounds[0].rank
     assert S.rank_at(float(S.values[0]) * 2).interval == (0, 0)
     with pytest.raises(tp.InputError, match="a threshold is a number"):
         S.rank_at(-1.0)

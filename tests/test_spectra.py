@@ -95,7 +95,6 @@ def planted(values, fault):
         wrong[-n // 20 :] = 0
     elif fault == "two averaged":
         wrong[n // 3 : n // 3 + 2] = wrong[n // 3 : n // 3 + 2].mean()
-        wrong[: n // 3 + 1 : n // 3] += [0, 0]
     elif fault == "nan":
         wrong[5] = np.nan
     elif fault == "negative":
@@ -129,6 +128,89 @@ def test_planted_faults_are_caught(size, fault):
     with pytest.raises(VerificationError):  # noqa: PT012 - either of the two checks may see it
         verify.check_values(wrong, energy, A.shape)
         verify.check_dense(A, wrong)
+
+
+LARGE = verify.SMALL + 76
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    "sigma",
+    [
+        np.zeros(LARGE),
+        np.r_[np.linspace(2, 1, LARGE - 300), np.zeros(300)],
+        np.r_[1.0, np.zeros(LARGE - 1)],
+        np.ones(LARGE),
+        np.r_[np.geomspace(1, 1e-3, 600), np.geomspace(1e-7, 1e-10, 300), np.full(200, 1e-17)],
+        np.linspace(1.5, 0.5, LARGE),
+    ],
+    ids=["zero", "rank-deficient", "one", "identity", "two cliffs", "soft edge"],
+)
+def test_probes_pass_on_valid_large_matrices(sigma, dtype):
+    for A in (np.diag(sigma).astype(dtype), with_spectrum(sigma).astype(dtype)):
+        found = exact.singular_values(source_of(A))
+        error, _ = exact.cross_check(found)
+        assert np.abs(found.values - np.sort(sigma)[::-1]).max() <= max(error.bound, 4 * np.finfo(dtype).eps)
+
+
+def test_ones_stay_within_the_assumed_error():
+    """The worst matrix known for LAPACK: 4.5 eps·√N·σ₁."""
+    A = np.ones((LARGE, LARGE))
+    found = exact.singular_values(source_of(A))
+    error, _ = exact.cross_check(found)
+    assert np.abs(found.values - np.r_[LARGE, np.zeros(LARGE - 1)]).max() <= error.bound
+
+
+def two_cliffs():
+    return np.r_[np.geomspace(1, 1e-3, 600), np.geomspace(1e-7, 1e-10, 300), np.full(200, 1e-17)]
+
+
+def test_a_lost_group_below_the_sight_of_energy_is_counted():
+    """Its energy is below rounding, and the smallest values are right: only a count can see it."""
+    sigma = two_cliffs()
+    A = with_spectrum(sigma)
+    wrong = exact.gesdd(A)
+    wrong[600:900] = wrong[900:].max()
+    verify.check_values(wrong, verify.squared_norm(A), A.shape)
+    verify.check_bottom(A, wrong)
+    with pytest.raises(VerificationError, match="by inertia"):
+        verify.check_counts(A, wrong)
+
+
+def test_a_wrong_smallest_value_is_found_at_the_bottom():
+    """No threshold lies below the last values: only inverse iteration can see them."""
+    A = with_spectrum(np.r_[np.linspace(2, 1, LARGE - 1), 1e-9])
+    right = exact.gesdd(A)
+    for value in (0.0, 1e-6):
+        wrong = right.copy()
+        wrong[-1] = value
+        verify.check_values(wrong, verify.squared_norm(A), A.shape)
+        with pytest.raises(VerificationError, match="smallest singular value"):
+            verify.check_bottom(A, wrong)
+    verify.check_bottom(A, right)
+
+
+def test_counts_by_the_gram_matrix_beyond_the_augmented_size(monkeypatch):
+    monkeypatch.setattr(verify, "AUGMENTED", 0)
+    A = with_spectrum(np.geomspace(1, 1e-3, 60))
+    values = exact.gesdd(A)
+    assert verify.check_counts(A, values) >= 2
+    for dtype in (np.float32, np.float64):
+        assert verify.check_counts(A.astype(dtype), exact.gesdd(A.astype(dtype))) >= 2
+    wrong = values.copy()
+    wrong[20:40] = wrong[40]
+    with pytest.raises(VerificationError, match="by inertia"):
+        verify.check_counts(A, wrong)
+
+
+def test_no_block_is_sampled_twice():
+    found = exact.singular_values(source_of(with_spectrum(np.geomspace(1, 0.1, 5)), diagonal=9))
+    assert len(found.sample) == exact.SAMPLED_BLOCKS
+    tops = [float(sigma[0]) for _, sigma in found.sample]
+    assert len(set(tops)) == len(tops)
+    assert tops[0] == pytest.approx(9)
+    one = exact.singular_values(source_of(np.eye(3), diagonal=1))
+    assert len(one.sample) == 1
 
 
 def test_a_failing_driver_is_followed_by_the_second(monkeypatch):

@@ -184,6 +184,88 @@ def test_verify_finds_a_changed_spectrum(finished):
         tp.verify(finished.directory)
 
 
+@pytest.mark.parametrize("name", ["label", "rank_low", "rank_high", "floor"])
+def test_verify_finds_a_changed_verdict(finished, name):
+    with h5py.File(finished.directory / "results.h5", "r+") as file:
+        file[name][0] = file[name][0] * 0
+    with pytest.raises(tp.VerificationError, match="do not follow"):
+        tp.verify(finished.directory)
+
+
+def test_verify_finds_a_tail_that_is_not_the_jacobians(finished):
+    """The change is far below the rounding of Σσ², and moves no label."""
+    S = finished["L01.mlp"]
+    with h5py.File(finished.directory / "results.h5", "r+") as file:
+        row = file["singular_values"][0]
+        i = S.rank.lo
+        row[i - 1] *= 0.9
+        row[0] = np.sqrt(row[0] ** 2 + S.values[i - 1] ** 2 - row[i - 1] ** 2)
+        file["singular_values"][0] = row
+    with pytest.raises(tp.VerificationError, match="differ by"):
+        tp.verify(finished.directory)
+
+
+def test_an_unfinished_run_does_not_verify(tmp_path):
+    def stop(name, number, _):
+        if number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tp.run(out=str(tmp_path / "a"), progress=stop, **QUESTION)
+    assert tp.open(tmp_path / "a").unfinished == ["L02.mlp"]
+    with pytest.raises(tp.VerificationError, match="1 of 2 jobs are done"):
+        tp.verify(tmp_path / "a")
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89HDF torn", None])
+def test_damaged_results_are_filled_again_from_shards(finished, damage):
+    path = finished.directory / "results.h5"
+    if damage is None:
+        with h5py.File(path, "w") as file:
+            file["something"] = 1
+    else:
+        path.write_bytes(damage)
+    with pytest.raises(tp.VerificationError, match="run again, shards are kept"):
+        tp.open(finished.directory)
+    again = tp.run(out=str(finished.directory), **QUESTION)
+    assert np.array_equal(again["L01.mlp"].values, finished["L01.mlp"].values)
+
+
+def test_two_runs_at_once_in_one_directory_are_refused(finished):
+    from tightpass.store.lock import exclusive
+
+    with exclusive(finished.directory), pytest.raises(tp.InputError, match="another run is writing"):
+        tp.run(out=str(finished.directory), **QUESTION)
+    tp.run(out=str(finished.directory), **QUESTION)
+
+
+def test_a_shard_is_synced_and_checked_before_it_gets_its_name(tmp_path, monkeypatch):
+    import sys
+
+    shards = sys.modules["tightpass.store.shards"]
+    steps = []
+    for owner, name in ((shards, "sync"), (shards.os, "replace"), (shards.Shard, "check")):
+        original = getattr(owner, name)
+
+        def recorded(*args, original=original, name=name):
+            target = args[0] if name != "check" else args[0].path
+            steps.append(
+                (name, "part" if str(target).endswith(".part") else "directory" if target.is_dir() else "shard")
+            )
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, recorded)
+    tp.run(out=str(tmp_path / "a"), block="mlp", tokens=2, layers="0")
+    published = steps[: steps.index(("sync", "directory")) + 1]
+    first = published.index(("check", "part")) - 1
+    assert published[first : first + 4] == [
+        ("sync", "part"),
+        ("check", "part"),
+        ("replace", "part"),
+        ("sync", "directory"),
+    ]
+
+
 def test_a_later_schema_is_refused_by_name(finished):
     path = finished.directory / "shards/L01.mlp.h5"
     with h5py.File(path, "r+") as file:
@@ -217,8 +299,20 @@ def test_vectors_are_kept_and_satisfy_their_definition(tmp_path):
 def test_identity_depends_on_the_numbers_and_not_on_the_place(finished, tmp_path):
     other = tp.run(out=str(tmp_path / "elsewhere"), threads=1, **QUESTION)
     assert [r.identity for r in other.records] == [r.identity for r in finished.records]
-    single = tp.run(out=str(tmp_path / "single"), **QUESTION | {"dtype": "float32"})
-    assert not {r.identity for r in single.records} & {r.identity for r in finished.records}
+    changes = [
+        {"dtype": "float32"},
+        {"tokens": 7},
+        {"norm": False},
+        {"residual": True},
+        {"vectors": 1},
+        {"special": False},
+    ]
+    seen = {r.identity for r in finished.records}
+    for number, change in enumerate([*changes, {"block": "attn"}]):
+        run = tp.run(out=str(tmp_path / str(number)), **QUESTION | {"layers": "1"} | change)
+        identity = run.records[0].identity
+        assert identity not in seen
+        seen.add(identity)
 
 
 def test_run_yaml_replays_the_run(finished, tmp_path):

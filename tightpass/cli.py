@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tightpass.config import Config, format_bytes
+from tightpass.config import Config
 from tightpass.errors import InterruptedRunError, TightpassError
+from tightpass.memory import format_bytes
 
 app = typer.Typer(
     add_completion=False,

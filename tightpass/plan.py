@@ -7,18 +7,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tightpass.config import Config, format_bytes, memory_limit, parse_layers
+from tightpass.config import Config, parse_layers
 from tightpass.errors import DoesNotFitError, InputError
 from tightpass.jacobian.operator import PANEL_ELEMENTS
+from tightpass.memory import format_bytes, memory_limit
 from tightpass.models.blocks import KINDS, Options
 from tightpass.models.families import family_of
 from tightpass.models.loading import DTYPES, WEIGHTS, check_dtype, choose_device, locate, parameter_count, read_config
 from tightpass.models.tokens import check_count
 from tightpass.rank.verdict import check_method
+from tightpass.spectra.verify import AUGMENTED
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
 
 PROCESS_BYTES = 450 * 2**20
-"""Interpreter, torch, transformers and HDF5 once loaded (measured: `benchmarks/main_job.py`)."""
+"""Interpreter, torch, transformers and HDF5 once loaded (`benchmarks/main_job.py` puts the planned peak beside the measured one)."""
 ARENA_FACTOR = 6
 """Intermediates of one product with the Jacobian, in units of its arena."""
 
@@ -101,19 +103,26 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
         structure=structure.name,
         route="one small SVD a token" if diagonal else "one dense SVD",
         flops=len(listed) * (rows * T * layer_flops * depth + svd),
-        disk=(1 if config.discard_jacobian else len(listed)) * blocks * d * d * size,
-        memory=PROCESS_BYTES + weights + _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d)),
+        disk=(1 if config.discard_jacobian else len(listed)) * blocks * d * d * size
+        + len(listed) * N * (2 * config.vectors + 1) * size,
+        memory=PROCESS_BYTES
+        + weights
+        + depth * (4 * d * d + 2 * d * d_ff) * 12  # the block's layers once more in each precision
+        + 20 * T * d * size * int(architecture.num_hidden_layers)  # what is captured of every layer
+        + 2 * config.vectors * 2 * N * size * len(listed)  # U and Vh of all jobs, and once more while written
+        + _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d)),
     )
 
 
 def _working_bytes(T: int, d: int, diagonal: bool, size: int, width: int) -> int:
     """Panels in both precisions and intermediates; for a dense SVD also J, and at the worst moment
-    three float64 arrays of its size: the Gram matrix, its shifted copy, and J widened or LAPACK's copy."""
+    three float64 arrays of its size: the Gram matrix, its shifted copy, and J widened or LAPACK's copy (up to
+    `AUGMENTED` rows: the augmented matrix and its copy, four times J each)."""
     products = ARENA_FACTOR * max(32 * 2**20, T * width * size)
     if diagonal:
         panel = min(T * d * d, max(PANEL_ELEMENTS, d * d))
         return products + 4 * panel * 8
-    return products + 4 * d * T * d * 8 + (T * d) ** 2 * (size + 24)
+    return products + 4 * d * T * d * 8 + (T * d) ** 2 * (size + (80 if T * d <= AUGMENTED else 24))
 
 
 def check_settings(config: Config) -> None:

@@ -17,28 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pandas as pd
 import torch
 import yaml
 from threadpoolctl import threadpool_limits
 
-from tightpass.config import Config, memory_limit
+from tightpass.config import Config
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Jacobian
+from tightpass.memory import memory_limit
 from tightpass.models.blocks import Options, build
 from tightpass.models.capture import Captured, capture
 from tightpass.models.loading import Model, load_model, locate
 from tightpass.models.tokens import Tokens, tokenize
-from tightpass.plan import check_fits, check_settings, jobs, plan
+from tightpass.plan import check_fits, check_settings, jobs, plan, plan_for
 from tightpass.rank.evidence import Evidence, collect
 from tightpass.rank.verdict import Spectrum, verdict
 from tightpass.report import plots, table
-from tightpass.spectra.verify import check_values
+from tightpass.spectra.exact import singular_values
+from tightpass.spectra.verify import SMALL, check_values, tolerance
 from tightpass.store import journal, results
+from tightpass.store.lock import exclusive
 from tightpass.store.results import Record
 from tightpass.store.shards import Layout, Shard, sync, write_shard
+from tightpass.structure import BlockDiagonal
 
-ABANDONED_SECONDS = 3600
 ALGORITHM = 1
 """Part of every shard's identity: raised when the same question would give other numbers."""
 
@@ -129,8 +133,8 @@ def answer(config: Config, progress: Progress | None = None, given: torch.nn.Mod
         resolved["model"] = locate(config.model).name
     config = config.model_copy(update=resolved)
     refuse_other_question(directory, config)
-    if given is None:
-        check_fits(plan(config), config, directory)
+    planned = plan(config) if given is None else plan_for(config, given.config, config.model)
+    check_fits(planned, config, directory)
     with threads(config.threads):
         limit = memory_limit(config.memory)
         model = load_model(given or config.model, config.dtype, config.device, config.weights, config.seed, limit)
@@ -139,9 +143,11 @@ def answer(config: Config, progress: Progress | None = None, given: torch.nn.Mod
         captured = capture(model, tokens.ids)
         build(captured, listed[0])  # the load-time checks, before anything is written
         directory.mkdir(parents=True, exist_ok=True)
-        write_question(directory / "run.yaml", config)
-        remove_abandoned_parts(directory)
-        _Job(config, directory, captured, tokens, limit).all(listed, progress)
+        with exclusive(directory):
+            refuse_other_question(directory, config)  # another run may have come first
+            write_question(directory / "run.yaml", config)
+            remove_abandoned_parts(directory)
+            _Job(config, directory, captured, tokens, limit).all(listed, progress)
     finished = open(directory)
     finished.plot()
     return finished
@@ -158,10 +164,9 @@ def write_question(path: Path, config: Config) -> None:
 
 
 def remove_abandoned_parts(directory: Path) -> None:
-    """Removes what killed writers left: parts that nobody has written to for an hour."""
+    """Removes what killed writers left; the caller holds the directory's lock, so nobody is writing."""
     for part in [*directory.glob("*.part"), *directory.glob("shards/*.part")]:
-        if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
-            part.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def finished_records(path: Path) -> list[Record]:
@@ -244,6 +249,10 @@ class _Job:
             raise InputError(
                 f"{self.directory} was made from other weights, another text or another version; choose another --out"
             )
+        log = self.directory / "journal.jsonl"
+        logged = {entry.get("job") for entry in journal.read(log)}
+        for name in done.keys() - logged:
+            journal.append(log, job=name, identity=wanted[name], recovered=True)
         for number, options in enumerate(listed):
             name = options.name
             if progress is not None:
@@ -253,7 +262,7 @@ class _Job:
             done[name] = self.one(options, wanted[name])
             ordered = [done[o.name] for o in listed if o.name in done]
             results.save(path, ordered, provenance, ids)
-            journal.append(self.directory / "journal.jsonl", job=name, identity=wanted[name], **done[name].seconds)
+            journal.append(log, job=name, identity=wanted[name], **done[name].seconds)
         if progress is not None:
             progress("", len(listed), len(listed))
 
@@ -361,8 +370,10 @@ def open(directory: str | Path) -> Run:
 def verify(directory: str | Path) -> list[str]:
     """Checks a run's files against each other; returns what was checked, a line a job.
 
-    Every chunk of every shard against its checksum, every block present, ‖J‖_F² as recorded, and
-    the stored spectrum against it. Raises VerificationError at the first contradiction.
+    Every chunk of every shard against its checksum, every block present, ‖J‖_F² as recorded and equal
+    to Σσ², the stored labels and ranks against those that follow from values and floor; and, where that
+    is cheap (block-diagonal, or up to 1024 rows), the singular values computed again. Raises VerificationError
+    at the first contradiction.
     """
     opened = open(directory)
     if opened.unfinished:
@@ -374,6 +385,7 @@ def verify(directory: str | Path) -> list[str]:
         s = record.spectrum
         path = shard_path(opened.directory, s.name)
         check_values(s.values, s.evidence.energy, s.values.shape)
+        results.check_derived(opened.directory / "results.h5", s)
         if path.is_file():
             shard = Shard(path)
             if shard.identity != record.identity:
@@ -381,9 +393,20 @@ def verify(directory: str | Path) -> list[str]:
             shard.check()
             if shard.evidence != json.loads(json.dumps(s.evidence.as_dict())):
                 raise VerificationError(f"{path} records other evidence than results.h5")
-            lines.append(f"{s.name}: {shard.layout.count} blocks, checksums, ‖J‖_F² and Σσ² agree")
+            lines.append(f"{s.name}: {shard.layout.count} blocks, checksums, ‖J‖_F², {compared(shard, s)}, ranks agree")
         elif opened.config.discard_jacobian:
-            lines.append(f"{s.name}: Σσ² and ‖J‖_F² agree (Jacobian discarded)")
+            lines.append(f"{s.name}: Σσ² and ‖J‖_F², ranks agree (Jacobian discarded)")
         else:
             raise VerificationError(f"{path} is missing")
     return lines
+
+
+def compared(shard: Shard, s: Spectrum) -> str:
+    """Compares stored values with the shard's, in full where that is cheap; says what was compared."""
+    if not isinstance(shard.structure, BlockDiagonal) and max(shard.shape) > SMALL:
+        return "Σσ²"
+    again = singular_values(shard).values
+    apart = float(np.abs(again - s.values).max())
+    if apart > 2 * tolerance(float(again[0]), max(shard.shape), again.dtype):
+        raise VerificationError(f"{s.name}: singular values differ by {apart:.1e} from those of {shard.path}")
+    return "every singular value"

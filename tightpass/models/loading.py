@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,16 @@ from tightpass.models.sizes import ALIASES, packaged_config
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # no background thread for .bin files
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+INCIDENTAL = {
+    "_name_or_path",
+    "name_or_path",
+    "_commit_hash",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
 WEIGHTS = ("pretrained", "random")
 
 
@@ -61,12 +72,17 @@ class Model:
         return next(self.base.parameters()).device
 
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes and float64 or float32 bytes of every parameter."""
-        digest = hashlib.sha256()
+        """SHA-256 over the architecture (activation, heads, norms, ...) and every parameter's bytes."""
+        digest = hashlib.sha256(json.dumps(architecture(self.config), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.base.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def architecture(config: Any) -> dict[str, Any]:
+    """A configuration without what does not define the numbers: names, places, versions."""
+    return {key: value for key, value in config.to_dict().items() if key not in INCIDENTAL}
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,11 @@ def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
         weight: Any = parts.up.weight
         bounds.append(Bound(T * weight.shape[0], f"{T} tokens × {weight.shape[0]} units"))
         if found.active is not None:
-            limited = sum(min(count, d - loses) for count in found.active)
+            limited = sum(min(count, d - loses) for count in found.active) + found.kinks
             mean = sum(found.active) / T
             capped = f", at most {d - loses} each" if any(c > d - loses for c in found.active) else ""
-            bounds.append(Bound(limited, f"{T} tokens × {mean:.1f} active units on average{capped}"))
+            undecided = f", and {found.kinks} undecided" if found.kinks else ""
+            bounds.append(Bound(limited, f"{T} tokens × {mean:.1f} active units on average{capped}{undecided}"))
     if branch and kind == "head":
         d_head = d // int(block.model.config.num_attention_heads)
         bounds.append(Bound(T * d_head, f"{T} tokens × {d_head} directions of the head"))

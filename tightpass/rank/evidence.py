@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from tightpass.errors import InputError
 from tightpass.jacobian.operator import Jacobian, Panel
 from tightpass.rank.bounds import Bound, structural_bounds, units
 from tightpass.rank.floor import BlockDifferences, Part, arithmetic, assumed_arithmetic
@@ -46,6 +48,12 @@ class Evidence:
         )
 
 
+def check_range(energy: float, largest: float) -> None:
+    """Raises InputError if ‖J‖_F² leaves float64's range, where sums of squares mean nothing."""
+    if not np.isfinite(energy) or (largest > 0 and energy < 1e-290):
+        raise InputError(f"‖J‖_F² is {energy:.1e}: not finite, or out of float64's range; rescale the function")
+
+
 def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
     """Writes J out, handing each panel to `keep`, and measures beside it.
 
@@ -55,20 +63,24 @@ def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
     dtype = str(J.dtype).removeprefix("torch.")
     size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
     if J.block is None:
-        energy = 0.0
+        energy = largest = 0.0
         for panel in J.panels():
             keep(panel)
             energy += squared_norm(panel.blocks.cpu().numpy())
+            largest = max(largest, float(panel.blocks.abs().max()))
+        check_range(energy, largest)
         return Evidence(energy, assumed_arithmetic(energy, dtype), (size,), 0, None)
     other = J.block.in_precision(OTHER[J.dtype])
     shadow = Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
     differences = BlockDifferences(J.tokens_out, J.tokens_in)
-    energy = 0.0
+    energy = largest = 0.0
     for panel, twin in zip(J.panels(), shadow.panels(), strict=True):
         keep(panel)
         blocks = panel.blocks.cpu().numpy()
         energy += squared_norm(blocks)
+        largest = max(largest, float(np.abs(blocks).max()))
         differences.add(panel.rows, panel.columns, blocks, twin.blocks.cpu().numpy())
+    check_range(energy, largest)
     found = units(J.block, other)
     return Evidence(
         energy, arithmetic(differences, dtype), structural_bounds(J.block, found), found.kinks, found.active

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tightpass.errors import VerificationError
+
 Values = NDArray[np.floating[Any]]
 
 LABELS = ("noise", "doubtful", "signal")
@@ -18,7 +20,8 @@ class Rank:
     """How many true singular values exceed `tau`: between lo and hi.
 
     flag       "certified" (lo = hi), "interval" (hi − lo ≤ max(1, 1 % of hi)) or "ambiguous"
-    nearest    the threshold nearest to tau at which the rank is certain (no σ̂ within the floor)
+    nearest    the threshold nearest to tau at which the rank is certain (no σ̂ within the floor);
+               None where kinks leave it open at any threshold
     """
 
     tau: float
@@ -39,23 +42,30 @@ def rank_at(values: Values, floor: float, tau: float, bound: int, kinks: int = 0
     """The Weyl interval #{σ̂ > τ+f} .. #{σ̂ > τ−f}, cut by a structural bound.
 
     values   computed singular values, descending
+    bound    structural upper bound, kinks already in it
     kinks    undecided ReLU units; each widens the interval by one at either end
+
+    Raises VerificationError if more values are certain than the structure allows.
     """
     lo = max(int(np.sum(values > tau + floor)) - kinks, 0)
-    hi = min(int(np.sum(values > tau - floor)) + kinks, bound + kinks, len(values))
-    lo = min(lo, hi)
+    hi = min(int(np.sum(values > tau - floor)) + kinks, bound, len(values))
+    if lo > hi:
+        raise VerificationError(
+            f"{lo} singular values exceed {tau:.3e} + {floor:.1e}, but structure allows {bound}: floor, bound or SVD is wrong"
+        )
     if lo == hi:
         flag = "certified"
     else:
         flag = "interval" if hi - lo <= max(1.0, 0.01 * hi) else "ambiguous"
-    return Rank(tau, lo, hi, flag, nearest_certain(values, floor, tau))
+    return Rank(tau, lo, hi, flag, None if kinks else nearest_certain(values, floor, tau))
 
 
 def nearest_certain(values: Values, floor: float, tau: float) -> float | None:
     """The τ closest to the given one, in ratio, with no value within the floor of it."""
     upper = np.concatenate([[np.inf], values.astype(np.float64)])
     lower = np.concatenate([values.astype(np.float64), [-np.inf]])
-    starts, ends = lower + floor, upper - floor  # τ may lie in [start, end] of each gap
+    # τ may lie in [start, end] of each gap, a few ulps inside
+    starts, ends = (lower + floor) * (1 + 1e-14), (upper - floor) * (1 - 1e-14)
     starts = np.maximum(starts, floor)  # below the floor nothing is known
     wide = starts <= ends
     if not np.any(wide):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_info
 
-from tightpass.config import format_bytes, free_memory
+from tightpass.memory import format_bytes, free_memory
 
 PACKAGES = ("tightpass", "torch", "transformers", "numpy", "scipy", "h5py", "xarray", "cupy-cuda13x")
 

@@ -1,4 +1,4 @@
-"""What finished when: a cache beside the shards and results, for people and for resuming."""
+"""What finished when, for people: a cache, filled again from the results where it is lost."""
 
 from __future__ import annotations
 

@@ -138,3 +138,17 @@ def _record(dataset: xr.Dataset, i: int) -> Record:
         residuals=row("residual"),
     )
     return Record(str(dataset["identity"].values[i]), spectrum, detail["seconds"])
+
+
+def check_derived(path: Path, s: Spectrum) -> None:
+    """Raises VerificationError if a job's stored labels, floor or rank do not follow from its values."""
+    with xr.open_dataset(path, engine="h5netcdf") as dataset:
+        row = dataset.sel(job=s.name)
+        same = (
+            np.array_equal(row["label"].values, s.codes)
+            and float(row["floor"]) == s.floor.total
+            and (int(row["rank_low"]), int(row["rank_high"])) == s.rank.interval
+            and str(row["rank_flag"].values) == s.rank.flag
+        )
+    if not same:
+        raise VerificationError(f"{path}: labels, floor or rank of {s.name} do not follow from its singular values")

@@ -47,10 +47,6 @@ class Layout:
         """Number of blocks."""
         return self.structure.count(self.tokens_out, self.tokens_in)
 
-    @property
-    def nbytes(self) -> int:
-        return self.count * self.d_out * self.d_in * np.dtype(self.dtype).itemsize
-
 
 class ShardWriter:
     """Appends panels to a `.part` file; `publish` makes it the shard, `discard` removes it."""
@@ -75,9 +71,9 @@ class ShardWriter:
             chunks=(1, rows, layout.d_in),
             fletcher32=True,
         )
-        self.rows = self.file.create_dataset("row_token", (layout.count,), "int32")
-        self.columns = self.file.create_dataset("column_token", (layout.count,), "int32")
-        self.file.create_dataset("x", data=x)
+        self.rows = self.file.create_dataset("row_token", (layout.count,), "int32", fletcher32=True)
+        self.columns = self.file.create_dataset("column_token", (layout.count,), "int32", fletcher32=True)
+        self.file.create_dataset("x", data=x, fletcher32=True)
         _label_dimensions(
             self.file,
             {
@@ -146,7 +142,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._open() as file:
-            if "identity" not in file.attrs or "jacobian" not in file:
+            if not {"identity", "schema", "evidence"} <= set(file.attrs) or "jacobian" not in file:
                 raise VerificationError(f"{path} is not a shard of tightpass; delete it and run again")
             if file.attrs["schema"] != SCHEMA:
                 raise InputError(f"{path} has schema {file.attrs['schema']}, this version reads {SCHEMA}")
@@ -211,6 +207,13 @@ class Shard:
         Raises VerificationError if a chunk is damaged, a block is missing, or the energy is not as recorded.
         """
         expected = [(t, s) for t in range(self.layout.tokens_out) for s in self.structure.row(t, self.layout.tokens_in)]
+        with self._open() as file:
+            try:
+                file["x"][()]
+            except OSError as error:
+                raise VerificationError(
+                    f"{self.path}: x is damaged; delete the file and run again ({error})"
+                ) from error
         found: list[tuple[int, int]] = []
         energy = 0.0
         for panel in self.panels():
