@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import save, summary
 
-ROUNDS = 5
+ROUNDS = 3
 CASES = {
     "demo, mlp, 64 tokens": [],
     "demo, mlp, 64 tokens, float32": ["--dtype", "float32"],
