@@ -121,7 +121,7 @@ def _working_bytes(T: int, d: int, diagonal: bool, size: int, width: int) -> int
     products = ARENA_FACTOR * max(32 * 2**20, T * width * size)
     if diagonal:
         panel = min(T * d * d, max(PANEL_ELEMENTS, d * d))
-        return products + 4 * panel * 8
+        return products + 6 * panel * 8  # two panels in either precision, and those being compared
     return products + 4 * d * T * d * 8 + (T * d) ** 2 * (size + (80 if T * d <= AUGMENTED else 24))
 
 
