@@ -38,7 +38,7 @@ def _installed_package():
 
     checkout = Path(__file__).parent.parent
     if os.environ.get("TIGHTPASS_TEST_CHECKOUT") != "1":
-        assert checkout not in Path(tightpass.__file__).parents, (
+        assert Path(tightpass.__file__).parent != checkout / "tightpass", (
             f"tests import the checkout ({tightpass.__file__}), not the installed package; "
             "`pip install .` first, or set TIGHTPASS_TEST_CHECKOUT=1 while developing"
         )
