@@ -54,7 +54,17 @@ class ShardWriter:
     def __init__(self, path: Path, layout: Layout, identity: str, x: np.ndarray) -> None:
         self.path, self.layout, self.at = path, layout, 0
         self.part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+        self.file: h5py.File | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._prepare(identity, x)
+        except BaseException:  # an interrupt too: nothing half-written stays
+            self.discard()
+            raise
+
+    def _prepare(self, identity: str, x: np.ndarray) -> None:
+        """Creates the part with its attributes and empty datasets."""
+        layout = self.layout
         self.file = h5py.File(self.part, "x", libver="v110")
         self.file.attrs.update(
             schema=SCHEMA,
@@ -96,6 +106,7 @@ class ShardWriter:
         """Ends the writing; the part can be read, but is not published yet."""
         if self.at != self.layout.count:
             raise VerificationError(f"{self.path.name}: {self.at} of {self.layout.count} blocks were written")
+        assert self.file is not None
         self.file.attrs["evidence"] = json.dumps(evidence)
         self.file.close()
         return Shard(self.part)
