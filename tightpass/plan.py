@@ -9,6 +9,7 @@ from typing import Any
 
 from tightpass.config import Config, parse_layers
 from tightpass.errors import DoesNotFitError, InputError
+from tightpass.jacobian.autodiff import ARENA_BYTES
 from tightpass.jacobian.operator import PANEL_ELEMENTS
 from tightpass.memory import format_bytes, memory_limit
 from tightpass.models.blocks import KINDS, Options
@@ -118,7 +119,7 @@ def _working_bytes(T: int, d: int, diagonal: bool, size: int, width: int) -> int
     """Panels in both precisions and intermediates; for a dense SVD also J, and at the worst moment
     three float64 arrays of its size: the Gram matrix, its shifted copy, and J widened or LAPACK's copy (up to
     `AUGMENTED` rows: the augmented matrix and its copy, four times J each)."""
-    products = ARENA_FACTOR * max(32 * 2**20, T * width * size)
+    products = ARENA_FACTOR * max(ARENA_BYTES, T * width * size)
     if diagonal:
         panel = min(T * d * d, max(PANEL_ELEMENTS, d * d))
         return products + 6 * panel * 8  # two panels in either precision, and those being compared

@@ -17,7 +17,7 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 # Intermediates of this size stay in the allocator's arena. Larger ones are mapped afresh
 # for every chunk, and fresh pages cost more than the arithmetic that fills them.
-ARENA_BYTES = 32 * 2**20
+ARENA_BYTES = 16 * 2**20
 
 
 def chunk_size(bytes_per_column: int, memory: int | None) -> int:

@@ -21,7 +21,7 @@ from tightpass.models.blocks import Block
 from tightpass.structure import BlockDiagonal, Dense, Structure
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
-PANEL_ELEMENTS = 8 * 2**20  # of a group of blocks: the same tokens in every precision
+PANEL_ELEMENTS = 2_500_000  # of a group of blocks: the same tokens in every precision
 
 
 @dataclass(frozen=True)

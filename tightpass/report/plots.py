@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tightpass.rank.verdict import Spectrum
+
+# A stale font cache makes matplotlib list every font it misses; the figures fall back to DejaVu Sans,
+# which matplotlib carries, and the user can do nothing with the list.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 SIGNAL, NOISE, BOUND, KNEE = "#1f5a8c", "#b8b8b8", "#c8553d", "#2a9d5c"
 FLAG_COLOURS = {"certified": SIGNAL, "interval": "#e0a030", "ambiguous": "#c8553d"}
