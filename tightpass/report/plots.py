@@ -131,7 +131,7 @@ def _mark_cliff(axes: Axes, s: Spectrum) -> None:
     assert s.cliff is not None
     axes.axvline(s.cliff.index, color="black", lw=0.7, ls=":")
     left = s.cliff.index < 0.6 * len(s.values)
-    fall = f"\nfalls ≥ $10^{{{np.log10(s.cliff.ratio):.0f}}}$-fold" if s.cliff.ratio >= 10 else ""
+    fall = f"\nfalls ≥ $10^{{{np.floor(np.log10(s.cliff.ratio)):.0f}}}$-fold" if s.cliff.ratio >= 10 else ""
     axes.annotate(
         f"rank {s.rank}{fall}",
         (s.cliff.index, 0.97 if left else 0.5),

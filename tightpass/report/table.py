@@ -64,7 +64,7 @@ def rich_table(spectra: Sequence[Spectrum], title: str) -> Table:
             str(len(s.values)),
             str(s.evidence.bounds[0].rank),
             s.rank.flag + (f", {s.evidence.kinks} kinks" if s.evidence.kinks else ""),
-            f"10^{math.log10(s.cliff.ratio):.0f}" if s.cliff and s.cliff.ratio >= 10 else _ratio(s.cliff),
+            f"10^{math.floor(math.log10(s.cliff.ratio))}" if s.cliff and s.cliff.ratio >= 10 else _ratio(s.cliff),
             f"{_ratio(s.knees[0])} @ {s.knees[0].index}" if s.knees else "–",
             f"{m.stable_rank:.1f}",
             str(m.energy_ranks[0]),
