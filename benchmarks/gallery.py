@@ -73,7 +73,7 @@ def power(value: float | None) -> str:
     """ "10^12" for a fall, "2.0" for a small one."""
     if value is None:
         return "–"
-    return f"10^{round(math.log10(value))}" if value >= 100 else f"{value:.1f}"
+    return f"10^{math.floor(math.log10(value))}" if value >= 100 else f"{value:.1f}"
 
 
 def verdicts(name: str) -> str:

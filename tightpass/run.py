@@ -43,7 +43,7 @@ from tightpass.store.results import Record
 from tightpass.store.shards import Layout, Shard, sync, write_shard
 from tightpass.structure import BlockDiagonal
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Part of every shard's identity: raised when the same question would give other numbers."""
 
 Progress = Callable[[str, int, int], None]
@@ -300,12 +300,12 @@ class _Job:
         """One job, from its published shard where there is one."""
         path = shard_path(self.directory, options.name)
         seconds: dict[str, float] = {}
-        if self.has_shard(options.name, identity):
-            shard = Shard(path)
-            return Record(identity, self.judged(shard, seconds, options), seconds)
         with timed(seconds, "block"):
             block = build(self.captured, options)
             J = Jacobian(block.function(), block.x, block.structure, block=block, memory=self.memory)
+        if self.has_shard(options.name, identity):
+            shard = Shard(path)
+            return Record(identity, self.judged(shard, seconds, J), seconds)
         with timed(seconds, "jacobian, floor and storage"):
             layout = Layout(J.structure, J.tokens_out, J.tokens_in, J.d_out, J.d_in, self.config.dtype)
             x = block.x.cpu().numpy()
@@ -316,14 +316,14 @@ class _Job:
                     shard = writer.publish()
             else:
                 shard = Shard(writer.part)
-            return Record(identity, self.judged(shard, seconds, options), seconds)
+            return Record(identity, self.judged(shard, seconds, J), seconds)
         finally:
             writer.discard()
 
-    def judged(self, shard: Shard, seconds: dict[str, float], options: Options) -> Spectrum:
+    def judged(self, shard: Shard, seconds: dict[str, float], J: Jacobian) -> Spectrum:
         with timed(seconds, "spectrum"):
             evidence = Evidence.from_dict(shard.evidence)
-            return verdict(shard, evidence, options.name, len(self.tokens.ids), self.config.vectors)
+            return verdict(shard, evidence, J.name, len(self.tokens.ids), self.config.vectors, J.factors)
 
 
 @contextmanager

@@ -14,14 +14,19 @@ import numpy as np
 import torch
 
 from tightpass.errors import InputError
+from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.autodiff import Function, Linearisation, chunk_size
+from tightpass.jacobian.closed import ClosedForm, closed_form
+from tightpass.jacobian.mlp import ClosedMLP
 from tightpass.jacobian.precision import check_precision_settings
 from tightpass.jacobian.probe import check_structure
+from tightpass.kernels import native
 from tightpass.models.blocks import Block
 from tightpass.structure import BlockDiagonal, Dense, Structure
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 PANEL_ELEMENTS = 2_500_000  # of a group of blocks: the same tokens in every precision
+PRODUCT_BYTES = 128 * 2**20  # of the widest intermediate of a product in closed form
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Panel:
 
 class Jacobian:
     """J = dy/dx, shape (tokens_out·d_out, tokens_in·d_in), formed only where asked for.
+
+    Blocks that have a closed form (`form`) use it; all else is automatic differentiation.
 
     Supports `J @ X`, `J.T @ Y`, matvec, rmatvec, matmat, rmatmat, for NumPy arrays and torch tensors
     of J's dtype (the answer is of the same kind); `panels()` writes out the blocks that
@@ -60,6 +67,7 @@ class Jacobian:
         self.x, self.block, self.memory = x.detach(), block, memory
         self.structure = Dense() if structure is None else structure
         self._width = block.width if block is not None else 8 * x.shape[1]
+        self.form: ClosedForm | None = None if block is None else closed_form(block)
         self._whole = Linearisation(fn, self.x, self._columns(x.shape[0]))
         y = self._whole.y
         if y.ndim != 2 or y.dtype != x.dtype:
@@ -81,6 +89,13 @@ class Jacobian:
     @property
     def name(self) -> str:
         return "J" if self.block is None else self.block.name
+
+    @property
+    def route(self) -> str:
+        """How products and blocks are computed, in words."""
+        if self.form is None:
+            return "automatic differentiation"
+        return f"closed form, kernels: {native.description()}"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,14 +127,31 @@ class Jacobian:
     def matmat(self, X: Array) -> Array:
         """J X for X of shape (N_in, k)."""
         columns = self._operand(X, self.shape[1], "matmat")
-        out = self._whole.push(columns.T.reshape(-1, self.tokens_in, self.d_in).contiguous())
+        out = self._push(columns.T.reshape(-1, self.tokens_in, self.d_in).contiguous())
         return _like(out.reshape(-1, self.shape[0]).T, X)
 
     def rmatmat(self, Y: Array) -> Array:
         """Jᵀ Y for Y of shape (N_out, k)."""
         columns = self._operand(Y, self.shape[0], "rmatmat")
-        out = self._whole.pull(columns.T.reshape(-1, self.tokens_out, self.d_out).contiguous())
+        out = self._pull(columns.T.reshape(-1, self.tokens_out, self.d_out).contiguous())
         return _like(out.reshape(-1, self.shape[1]).T, Y)
+
+    def _push(self, tangents: torch.Tensor) -> torch.Tensor:
+        if self.form is None:
+            return self._whole.push(tangents)
+        with torch.no_grad():
+            return torch.cat([self.form.push(part) for part in tangents.split(self._product_columns())])
+
+    def _pull(self, cotangents: torch.Tensor) -> torch.Tensor:
+        if self.form is None:
+            return self._whole.pull(cotangents)
+        with torch.no_grad():
+            return torch.cat([self.form.pull(part) for part in cotangents.split(self._product_columns())])
+
+    def _product_columns(self) -> int:
+        """Columns that a closed form carries at once."""
+        budget = PRODUCT_BYTES if self.memory is None else min(PRODUCT_BYTES, self.memory // 16)
+        return max(1, budget // (self.tokens_in * max(self._width, self.d_in) * self.x.itemsize))
 
     def _operand(self, X: Any, rows: int, verb: str) -> torch.Tensor:
         tensor: Any = X
@@ -143,6 +175,9 @@ class Jacobian:
         if isinstance(self.structure, BlockDiagonal):
             yield from self._diagonal_panels()
             return
+        if isinstance(self.form, ClosedAttention):
+            yield from self._attention_panels(self.form)
+            return
         for t in range(self.tokens_out):
             columns = self.structure.row(t, self.tokens_in)
             rows = self._block_row(t)[:, columns.start : columns.stop]
@@ -157,8 +192,37 @@ class Jacobian:
             tokens = slice(start, min(start + group, self.tokens_in))
             yield Panel(*(tuple(range(tokens.start, tokens.stop)),) * 2, self._diagonal(tokens))
 
+    def _attention_panels(self, form: ClosedAttention) -> Iterator[Panel]:
+        start = 0
+        while start < self.tokens_out:
+            stop, first, count = start, [], 0
+            while stop < self.tokens_out and (stop == start or count * self.d_out * self.d_in < PANEL_ELEMENTS):
+                first.append(count)
+                count += len(self.structure.row(stop, self.tokens_in))
+                stop += 1
+            places = [(t, s) for t in range(start, stop) for s in self.structure.row(t, self.tokens_in)]
+            with torch.no_grad():
+                blocks = form.write(range(start, stop), self.x.new_empty(count, self.d_out, self.d_in), first)
+            yield Panel(tuple(t for t, _ in places), tuple(s for _, s in places), blocks)
+            start = stop
+
+    def factors(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """C (n, d_out) and B (n, d_in) with block (t, t) = CᵀB, where fewer units than the width are active.
+
+        None for all else. Safe to call from several threads at once.
+        """
+        form = self.form
+        if not isinstance(form, ClosedMLP) or form.residual or len(form.active[t]) >= min(form.d_out, form.d_in):
+            return None
+        with torch.no_grad():
+            C, B = form.factors(t, threads=1)
+        return C.cpu().numpy(), B.cpu().numpy()
+
     def _diagonal(self, tokens: slice) -> torch.Tensor:
         """Blocks (t, t) of a group of tokens: cotangent i is the unit i at every token at once."""
+        if isinstance(self.form, ClosedMLP):
+            with torch.no_grad():
+                return self.form.blocks(range(tokens.start, tokens.stop))
         x = self.x[tokens]
         count = x.shape[0]
         part = self._whole
@@ -186,6 +250,10 @@ class Jacobian:
     def dense(self) -> torch.Tensor:
         """J as a (N_out, N_in) tensor, blocks outside of the structure exactly zero."""
         J = self.x.new_zeros(self.tokens_out, self.d_out, self.tokens_in, self.d_in)
+        if isinstance(self.form, ClosedAttention):
+            with torch.no_grad():
+                self.form.write(range(self.tokens_out), J.permute(0, 2, 1, 3))
+            return J.reshape(self.shape)
         for panel in self.panels():
             for t, s, values in zip(panel.rows, panel.columns, panel.blocks, strict=True):
                 J[t, :, s] = values

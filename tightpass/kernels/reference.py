@@ -1,11 +1,12 @@
 """Closed forms of the Jacobians of a transformer's pieces, plain and in any precision.
 
-Written for reading, not for speed: the oracle that faster routes are compared with. All
-arrays are NumPy's; the precision is that of the input.
+Written for reading, not for speed: the oracle of the compiled kernels, and what runs where they are
+not built. The first three take NumPy arrays; the operations of `ops.py` below take those of NumPy, torch or CuPy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,3 +56,54 @@ def attention(
             J[t, :, s] = a[t, s] * (Wo @ Wv + np.outer(Wo @ (v[s] - o[t]), scale * q[t] @ Wk))
         J[t, :, t] += Wo @ (scale * (a[t, :, None] * (v - o[t])).T @ k) @ Wq
     return J
+
+
+def attention_blocks(
+    a: Any,
+    vo: Any,
+    oo: Any,
+    p: Any,
+    k: Any,
+    q: Any,
+    out: Any,
+    columns: Sequence[int],
+    diagonal: Sequence[int],
+    first: Sequence[int] | None,
+    norm: tuple[Any, Any, Any, Any, Any] | None,
+) -> None:
+    """`ops.attention_blocks`, one block after the other."""
+    for t in range(a.shape[0]):
+        for s in range(int(columns[t])):
+            weight = a[t, :, s]  # (H,)
+            update = weight * (vo[:, :, s] - oo[:, :, t])  # (d_out, H)
+            w = (weight[:, None, None] * p).sum(0) + update @ k[t]
+            on_diagonal = s == int(diagonal[t])
+            if on_diagonal:
+                w = w + q[t]
+            if norm is not None:
+                px, kx, qx, x, r = norm
+                inner = (weight * px[:, :, s]).sum(1) + update @ kx[t, :, s]
+                if on_diagonal:
+                    inner = inner + qx[t]
+                w = r[s] * (w - inner[:, None] * x[s] / x.shape[1])
+            block = (t, s) if first is None else int(first[t]) + s
+            out[block] = w
+
+
+def gather_rows(weight: Any, index: Any, slope: Any | None, out: Any, token: Any | None, norm: Any | None) -> None:
+    """`ops.gather_rows`."""
+    w = weight[index]
+    if slope is not None:
+        w = slope[:, None] * w
+    if norm is not None:
+        x, r = norm[0][token], norm[1][token]
+        w = r[:, None] * (w - (w * x).sum(1)[:, None] * x / x.shape[1])
+    out[:] = w
+
+
+def norm_right(m: Any, x: Any, r: float, out: Any, gamma: Any | None, centred: bool) -> None:
+    """`ops.norm_right`."""
+    w = m if gamma is None else m * gamma
+    if centred:
+        w = w - w.mean(1)[:, None]
+    out[:] = r * (w - (w @ x)[:, None] * x / x.shape[0])

@@ -219,6 +219,9 @@ def convert(parts: LayerParts, dtype: torch.dtype, act: nn.Module | None) -> Lay
     return LayerParts(
         layer=layer,
         context=twin(parts.context),
+        query=twin(parts.query),
+        key=twin(parts.key),
+        value=twin(parts.value),
         projection=twin(parts.projection),
         projection_inside=parts.projection_inside,
         attn_norm=twin(parts.attn_norm),

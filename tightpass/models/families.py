@@ -22,6 +22,7 @@ class Family:
 
     context      module that mixes values over tokens; its first output is per head,
                  concatenated, before the output projection (which it may contain)
+    query, key, value    the attention's input projections, linear maps from width to heads
     projection   the attention's output projection, a linear map from heads to width
     attn_norm    pre-norm that the attention reads through, where the family is pre-norm
     up, act, down, mlp_norm    likewise for the MLP
@@ -30,6 +31,9 @@ class Family:
     model_types: tuple[str, ...]
     layers: str
     context: str
+    query: str
+    key: str
+    value: str
     projection: str
     up: str
     act: str
@@ -47,6 +51,9 @@ FAMILIES = (
         model_types=("opt",),
         layers="decoder.layers",
         context="self_attn",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
         projection="self_attn.out_proj",
         up="fc1",
         act="activation_fn",
@@ -62,6 +69,9 @@ FAMILIES = (
         model_types=("bert",),
         layers="encoder.layer",
         context="attention.self",
+        query="attention.self.query",
+        key="attention.self.key",
+        value="attention.self.value",
         projection="attention.output.dense",
         up="intermediate.dense",
         act="intermediate.intermediate_act_fn",
@@ -103,6 +113,9 @@ class LayerParts:
 
     layer: nn.Module
     context: nn.Module
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
     projection: nn.Module
     projection_inside: str | None  # the projection's path inside `context`, if it is there
     attn_norm: nn.Module | None
@@ -119,6 +132,9 @@ def layer_parts(layer: nn.Module, family: Family, config: Any) -> LayerParts:
     return LayerParts(
         layer=layer,
         context=submodule(layer, family.context),
+        query=submodule(layer, family.query),
+        key=submodule(layer, family.key),
+        value=submodule(layer, family.value),
         projection=submodule(layer, family.projection),
         projection_inside=family.projection[len(family.context) + 1 :] if inside else None,
         attn_norm=submodule(layer, family.attn_norm) if pre and family.attn_norm else None,

@@ -25,6 +25,7 @@ class Evidence:
     bounds      structural upper bounds on the rank, tightest first
     kinks       undecided ReLU units
     active      active units of each token, where there is one ReLU MLP
+    route       how the Jacobian was computed
     """
 
     energy: float
@@ -32,6 +33,7 @@ class Evidence:
     bounds: tuple[Bound, ...]
     kinks: int
     active: tuple[int, ...] | None
+    route: str
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,6 +47,7 @@ class Evidence:
             bounds=tuple(Bound(**bound) for bound in values["bounds"]),
             kinks=values["kinks"],
             active=None if active is None else tuple(active),
+            route=values.get("route", "automatic differentiation"),
         )
 
 
@@ -69,7 +72,7 @@ def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
             energy += squared_norm(panel.blocks.cpu().numpy())
             largest = max(largest, float(panel.blocks.abs().max()))
         check_range(energy, largest)
-        return Evidence(energy, assumed_arithmetic(energy, dtype), (size,), 0, None)
+        return Evidence(energy, assumed_arithmetic(energy, dtype), (size,), 0, None, J.route)
     other = J.block.in_precision(OTHER[J.dtype])
     shadow = Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
     differences = BlockDifferences(J.tokens_out, J.tokens_in)
@@ -83,5 +86,5 @@ def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
     check_range(energy, largest)
     found = units(J.block, other)
     return Evidence(
-        energy, arithmetic(differences, dtype), structural_bounds(J.block, found), found.kinks, found.active
+        energy, arithmetic(differences, dtype), structural_bounds(J.block, found), found.kinks, found.active, J.route
     )

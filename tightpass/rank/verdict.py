@@ -17,7 +17,7 @@ from tightpass.rank.floor import Floor, Part
 from tightpass.rank.interval import LABELS, Rank, labels, rank_at
 from tightpass.rank.knee import Fall, cliff, knees
 from tightpass.rank.measures import Measures, measures
-from tightpass.spectra.exact import Source, Values, cross_check, leading, singular_values
+from tightpass.spectra.exact import Factors, Source, Values, cross_check, leading, singular_values
 
 Array = NDArray[np.floating[Any]]
 METHODS = ("auto", "exact")
@@ -84,9 +84,11 @@ class Spectrum:
         return f"Spectrum({self.name}: rank {self.rank} ({self.rank.flag}) of {len(self.values)}, floor {self.floor.total:.1e})"
 
 
-def verdict(source: Source, evidence: Evidence, name: str, tokens: int, vectors: int = 0) -> Spectrum:
-    """Decomposes a source that has been written out, and judges it."""
-    exact = singular_values(source)
+def verdict(
+    source: Source, evidence: Evidence, name: str, tokens: int, vectors: int = 0, factors: Factors | None = None
+) -> Spectrum:
+    """Decomposes a source that has been written out, by its factors where they are known, and judges it."""
+    exact = singular_values(source, factors)
     error, checks = cross_check(exact)
     dtype = exact.values.dtype
     sigma1 = float(exact.values[0])
@@ -139,4 +141,4 @@ def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0) -> Spectrum:
         raise InputError(f"vectors must be at least 0, got {vectors}")
     written = Written.like(J)
     evidence = collect(J, written.kept.append)
-    return verdict(written, evidence, J.name, J.tokens_in, vectors)
+    return verdict(written, evidence, J.name, J.tokens_in, vectors, J.factors)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_info
 
+from tightpass.kernels import native
 from tightpass.memory import format_bytes, free_memory
 
 PACKAGES = ("tightpass", "torch", "transformers", "numpy", "scipy", "h5py", "xarray", "cupy-cuda13x")
@@ -33,7 +34,7 @@ def diagnosis() -> dict[str, Any]:
         or "unknown",
         "torch BLAS": "MKL" if torch.backends.mkl.is_available() else "other",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use",
-        "kernels": "reference (no native extension in this version)",
+        "kernels": native.description(),
         "free memory": format_bytes(free_memory()),
     }
 

@@ -1,0 +1,76 @@
+// Registers every operation, for each precision and device. No arithmetic and no checks: kernels/ops.py checks.
+#include "../ops.h"
+#include "convert.h"
+
+namespace py = pybind11;
+using namespace tightpass;
+
+namespace {
+
+template <class T>
+AttentionBlocks<T> attention_blocks(const py::dict& given) {
+  AttentionBlocks<T> op{};
+  op.a = view<const T, 3>(given["a"]);
+  op.vo = view<const T, 3>(given["vo"]);
+  op.oo = view<const T, 3>(given["oo"]);
+  op.p = view<const T, 3>(given["p"]);
+  op.k = view<const T, 3>(given["k"]);
+  op.q = view<const T, 3>(given["q"]);
+  op.px = view<const T, 3>(given["px"]);
+  op.kx = view<const T, 3>(given["kx"]);
+  op.qx = view<const T, 2>(given["qx"]);
+  op.x = view<const T, 2>(given["x"]);
+  op.r = view<const T, 1>(given["r"]);
+  op.columns = view<const Index, 1>(given["columns"]);
+  op.diagonal = view<const Index, 1>(given["diagonal"]);
+  op.start = view<const Index, 1>(given["start"]);
+  op.out = reinterpret_cast<T*>(given["out"].cast<std::uintptr_t>());
+  op.block_stride = given["block_stride"].cast<Index>();
+  op.row_stride = given["row_stride"].cast<Index>();
+  return op;
+}
+
+template <class T>
+GatherRows<T> gather_rows(const py::dict& given) {
+  return {view<const T, 2>(given["weight"]), view<const Index, 1>(given["index"]), view<const T, 1>(given["slope"]),
+          view<const Index, 1>(given["token"]), view<const T, 2>(given["x"]), view<const T, 1>(given["r"]),
+          view<T, 2>(given["out"])};
+}
+
+template <class T>
+NormRight<T> norm_right(const py::dict& given) {
+  return {view<const T, 2>(given["m"]), view<const T, 1>(given["gamma"]), view<const T, 1>(given["x"]),
+          given["r"].cast<T>(), given["centred"].cast<bool>(), view<T, 2>(given["out"])};
+}
+
+// One operation on both devices. The lock is released while it runs, since it touches no Python object.
+template <class Op>
+void add(py::module_& module, const std::string& name, Op (*convert)(const py::dict&)) {
+  module.def(("cpu_" + name).c_str(), [convert](const py::dict& given, int threads) {
+    const Op op = convert(given);
+    const py::gil_scoped_release released;
+    cpu::run(op, threads);
+  });
+  module.def(("cuda_" + name).c_str(), [convert](const py::dict& given, std::uintptr_t stream) {
+    const Op op = convert(given);
+    const py::gil_scoped_release released;
+    cuda::run(op, reinterpret_cast<cuda::Stream>(stream));
+  });
+}
+
+template <class T>
+void add_all(py::module_& module, const std::string& dtype) {
+  add<AttentionBlocks<T>>(module, "attention_blocks_" + dtype, attention_blocks<T>);
+  add<GatherRows<T>>(module, "gather_rows_" + dtype, gather_rows<T>);
+  add<NormRight<T>>(module, "norm_right_" + dtype, norm_right<T>);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  py::register_exception<Error>(module, "NativeError", PyExc_RuntimeError);
+  module.def("cuda_built", cuda::built);
+  module.def("instruction_set", cpu::instruction_set);
+  add_all<float>(module, "float32");
+  add_all<double>(module, "float64");
+}

@@ -1,0 +1,98 @@
+// Chooses, once, the widest instruction set that was built and that this processor has.
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "../ops.h"
+
+#define TIGHTPASS_DECLARE(ISA)                                                    \
+  namespace tightpass::isa_##ISA {                                                \
+  template <class T> Index attention_scratch(const AttentionBlocks<T>&);          \
+  template <class T> void attention_blocks(const AttentionBlocks<T>&, T*, int);   \
+  template <class T> void gather_rows(const GatherRows<T>&, int);                 \
+  template <class T> void norm_right(const NormRight<T>&, int);                   \
+  }
+
+TIGHTPASS_DECLARE(baseline)
+#ifdef TIGHTPASS_X86
+TIGHTPASS_DECLARE(avx2)
+TIGHTPASS_DECLARE(avx512)
+#endif
+
+namespace tightpass::cpu {
+namespace {
+
+enum class Isa { baseline, avx2, avx512 };
+
+bool allowed(const char* name) {  // TIGHTPASS_ISA limits the choice, so that tests reach every build
+  static const char* const order[] = {"baseline", "avx2", "avx512"};
+  const char* const limit = std::getenv("TIGHTPASS_ISA");
+  if (limit == nullptr) return true;
+  for (const char* known : order) {
+    if (std::strcmp(known, name) == 0) return true;
+    if (std::strcmp(known, limit) == 0) return false;
+  }
+  return true;
+}
+
+Isa choose() {
+#ifdef TIGHTPASS_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && allowed("avx512")) return Isa::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2")) return Isa::avx2;
+#endif
+  return Isa::baseline;
+}
+
+Isa chosen() {
+  static const Isa isa = choose();
+  return isa;
+}
+
+#ifdef TIGHTPASS_X86
+#define TIGHTPASS_CALL(FUNCTION, ...)                            \
+  switch (chosen()) {                                            \
+    case Isa::avx512: return isa_avx512::FUNCTION(__VA_ARGS__);  \
+    case Isa::avx2: return isa_avx2::FUNCTION(__VA_ARGS__);      \
+    default: return isa_baseline::FUNCTION(__VA_ARGS__);         \
+  }
+#else
+#define TIGHTPASS_CALL(FUNCTION, ...) return isa_baseline::FUNCTION(__VA_ARGS__);
+#endif
+
+template <class T>
+Index scratch_each(const AttentionBlocks<T>& op) {
+  TIGHTPASS_CALL(attention_scratch, op)
+}
+
+}  // namespace
+
+const char* instruction_set() {
+  static const char* const names[] = {"baseline", "avx2", "avx512"};
+  return names[int(chosen())];
+}
+
+template <class T>
+void run(const AttentionBlocks<T>& op, int threads) {
+  // Allocated here, where running out of memory can still be thrown: no exception leaves a parallel region.
+  std::vector<T> scratch(std::size_t(scratch_each(op)) * std::size_t(threads));
+  TIGHTPASS_CALL(attention_blocks, op, scratch.data(), threads)
+}
+
+template <class T>
+void run(const GatherRows<T>& op, int threads) {
+  TIGHTPASS_CALL(gather_rows, op, threads)
+}
+
+template <class T>
+void run(const NormRight<T>& op, int threads) {
+  TIGHTPASS_CALL(norm_right, op, threads)
+}
+
+template void run(const AttentionBlocks<float>&, int);
+template void run(const AttentionBlocks<double>&, int);
+template void run(const GatherRows<float>&, int);
+template void run(const GatherRows<double>&, int);
+template void run(const NormRight<float>&, int);
+template void run(const NormRight<double>&, int);
+
+}  // namespace tightpass::cpu

@@ -1,0 +1,28 @@
+// What every launcher needs: the grid's limits, and blocks of threads that add up.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "../error.h"
+#include "../formulas.h"
+#include "../ops.h"
+
+namespace tightpass::cuda {
+
+constexpr int kThreads = 128;
+constexpr Index kGridMax = 65535;  // of a grid's second and third axis
+
+inline cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+// Sum over all threads of a block; every thread gets it. `shared` has one place per warp.
+template <class T>
+__device__ T block_sum(T value, T* shared) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(0xffffffffu, value, step);
+  __syncthreads();  // an earlier sum may still be read
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  T sum = 0;
+  for (int warp = 0; warp < kThreads / 32; ++warp) sum += shared[warp];
+  return sum;
+}
+
+}  // namespace tightpass::cuda

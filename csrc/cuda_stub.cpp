@@ -1,0 +1,25 @@
+// The CUDA half where it is not built: the same symbols, each of which throws.
+#include "error.h"
+#include "ops.h"
+
+namespace tightpass::cuda {
+namespace {
+
+[[noreturn]] void absent() { throw Error("built without CUDA"); }
+
+}  // namespace
+
+bool built() { return false; }
+
+template <class T> void run(const AttentionBlocks<T>&, Stream) { absent(); }
+template <class T> void run(const GatherRows<T>&, Stream) { absent(); }
+template <class T> void run(const NormRight<T>&, Stream) { absent(); }
+
+template void run(const AttentionBlocks<float>&, Stream);
+template void run(const AttentionBlocks<double>&, Stream);
+template void run(const GatherRows<float>&, Stream);
+template void run(const GatherRows<double>&, Stream);
+template void run(const NormRight<float>&, Stream);
+template void run(const NormRight<double>&, Stream);
+
+}  // namespace tightpass::cuda

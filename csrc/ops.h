@@ -1,0 +1,85 @@
+// The contract: every operation once, for the namespaces cpu and cuda, in float and double.
+//
+// Arguments have been checked by the caller (kernels/ops.py): shapes agree, the last axis of every
+// array of rows is contiguous, nothing overlaps but what is said here. CUDA operations are queued
+// on `stream` and return at once.
+#pragma once
+#include "view.h"
+
+namespace tightpass {
+
+// Blocks (t, s) of softmax attention's Jacobian for some output tokens t, methods §1:
+//   w   = Σ_h a[t,h,s]·p[h,o,:] + Σ_h u_h·k[t,h,:] + δ_ts·q[t,o,:],  u_h = a[t,h,s]·(vo[o,h,s] − oo[o,h,t])
+//   out = r_s·(w − (w·x̂_s)·x̂_s / d)
+// Row t has columns[t] blocks, s = 0 .. columns[t] − 1; the block (t, s) starts at
+// out[start[t] + s·block_stride], its rows lie row_stride apart. Nothing else is touched.
+template <class T>
+struct AttentionBlocks {
+  View<const T, 3> a;      // (rows, heads, tokens) softmax weights
+  View<const T, 3> vo;     // (d_out, heads, tokens) Wo_h v_s
+  View<const T, 3> oo;     // (d_out, heads, rows) Wo_h o_t
+  View<const T, 3> p;      // (heads, d_out, d_in) Wo_h Wv_h, last axis contiguous
+  View<const T, 3> k;      // (rows, heads, d_in) scale·q_t Wk_h, last axis contiguous
+  View<const T, 3> q;      // (rows, d_out, d_in) query's own term, last axis contiguous; may be the diagonal of out
+  View<const T, 3> px;     // (d_out, heads, tokens) p[h,o,:]·x̂_s; with the next three absent without a norm
+  View<const T, 3> kx;     // (rows, heads, tokens) k[t,h,:]·x̂_s
+  View<const T, 2> qx;     // (rows, d_out) q[t,o,:]·x̂_t
+  View<const T, 2> x;      // (tokens, d_in) x̂, contiguous rows
+  View<const T, 1> r;      // (tokens)
+  View<const Index, 1> columns;   // (rows)
+  View<const Index, 1> diagonal;  // (rows) the s that q belongs to
+  View<const Index, 1> start;     // (rows)
+  T* out;
+  Index block_stride, row_stride;
+
+  TIGHTPASS_BOTH Index rows() const { return a.shape[0]; }
+  TIGHTPASS_BOTH Index heads() const { return a.shape[1]; }
+  TIGHTPASS_BOTH Index tokens() const { return a.shape[2]; }
+  TIGHTPASS_BOTH Index d_out() const { return p.shape[1]; }
+  TIGHTPASS_BOTH Index d_in() const { return p.shape[2]; }
+  TIGHTPASS_BOTH T* block_row(Index t, Index s, Index o) const {
+    return out + start(t) + s * block_stride + o * row_stride;
+  }
+};
+
+// Rows of a weight matrix, gathered, scaled, and right-multiplied by the norm of their token:
+//   w = slope[i]·weight[index[i],:],  out[i,:] = r_t·(w − (w·x̂_t)·x̂_t / d),  t = token[i]
+template <class T>
+struct GatherRows {
+  View<const T, 2> weight;     // (units, d), contiguous rows
+  View<const Index, 1> index;  // (n)
+  View<const T, 1> slope;      // (n), absent: ones
+  View<const Index, 1> token;  // (n), absent with x
+  View<const T, 2> x;          // (tokens, d) x̂, contiguous rows; absent: no norm
+  View<const T, 1> r;          // (tokens), absent with x
+  View<T, 2> out;              // (n, d), contiguous rows
+};
+
+// A matrix right-multiplied by the Jacobian of a norm at one token:
+//   w = m∘γ − mean(m∘γ),  out = r·(w − (w·x̂)·x̂ / d);  RMSNorm leaves out the mean (centred = false)
+template <class T>
+struct NormRight {
+  View<const T, 2> m;      // (n, d), contiguous rows
+  View<const T, 1> gamma;  // (d), contiguous; absent: ones
+  View<const T, 1> x;      // (d), contiguous
+  T r;
+  bool centred;
+  View<T, 2> out;  // (n, d), contiguous rows; may be m itself
+};
+
+namespace cpu {
+const char* instruction_set();  // the one that these calls run with: "avx512", "avx2" or "baseline"
+template <class T> void run(const AttentionBlocks<T>&, int threads);
+template <class T> void run(const GatherRows<T>&, int threads);
+template <class T> void run(const NormRight<T>&, int threads);
+}  // namespace cpu
+
+namespace cuda {
+bool built();
+using Stream = void*;  // a cudaStream_t
+template <class T> void run(const AttentionBlocks<T>&, Stream);
+template <class T> void run(const GatherRows<T>&, Stream);
+template <class T> void run(const NormRight<T>&, Stream);
+}  // namespace cuda
+
+}  // namespace tightpass

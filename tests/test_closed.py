@@ -1,0 +1,292 @@
+"""Closed forms against automatic differentiation of the same blocks, in float64 and on hostile inputs."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from small_models import HF_MODELS
+from torch import nn
+
+import tightpass as tp
+from tightpass.jacobian import closed
+from tightpass.jacobian.attention import ClosedAttention, Heads
+from tightpass.jacobian.closed import closed_form
+from tightpass.jacobian.mlp import Branch, ClosedMLP, slope_of
+from tightpass.jacobian.norm import norm_at
+from tightpass.spectra.exact import factored_values, singular_values
+from tightpass.structure import BlockLowerTriangular, Dense
+
+IDS = [5, 17, 2, 88, 41, 7, 60]
+
+
+def blocks(name, kind, **options):
+    model = tp.load_model(HF_MODELS[name])
+    head = {"head": 1} if kind == "head" else {}
+    return tp.block(model, kind, layer=1, token_ids=IDS, **head, **options)
+
+
+def autodiff(block):
+    """The same Jacobian by autodiff: a plain function has no closed form."""
+    return tp.jacobian(block.function(), block.x)
+
+
+VARIANTS = [{}, {"norm": False}, {"residual": True}]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("kind", ["mlp", "attn", "head"])
+@pytest.mark.parametrize("name", HF_MODELS)
+def test_closed_forms_are_taken_and_equal_autodiff(name, kind, variant):
+    block = blocks(name, kind, **variant)
+    J, other = tp.jacobian(block), autodiff(block)
+    assert isinstance(J.form, ClosedMLP if kind == "mlp" else ClosedAttention)
+    assert J.route.startswith("closed form")
+    assert other.route == "automatic differentiation"
+    dense = other.dense()
+    scale = float(torch.linalg.matrix_norm(dense, 2))
+    assert float((J.dense() - dense).abs().max()) <= 1e-13 * scale
+    X = torch.randn(J.shape[1], 5, dtype=J.dtype, generator=torch.Generator().manual_seed(0))
+    assert float((J @ X - dense @ X).norm()) <= 1e-13 * scale * float(X.norm())
+    assert float((J.T @ X - dense.T @ X).norm()) <= 1e-13 * scale * float(X.norm())
+    if not (kind != "mlp" and variant.get("residual")):
+        assert J.form.energy() == pytest.approx(float(dense.square().sum()), rel=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["layer", "model"])
+def test_other_kinds_stay_with_autodiff(kind):
+    model = tp.load_model(HF_MODELS["opt"])
+    layer = {"layer": 0} if kind == "layer" else {}
+    assert tp.jacobian(tp.block(model, kind, token_ids=IDS, **layer)).form is None
+
+
+def test_many_tokens_take_the_small_matrices():
+    """With more tokens than d_head the query's term goes through d_head × d_head matrices, and rows are split."""
+    torch.manual_seed(0)
+    T, d, H, dh = 70, 12, 3, 4
+    form, function, x = synthetic_attention(T, d, H, dh, causal=True)
+    J = tp.jacobian(function, x, BlockLowerTriangular()).dense()
+    written = form.write(range(T), torch.zeros(T, T, d, d, dtype=x.dtype)).permute(0, 2, 1, 3).reshape(J.shape)
+    assert float((written - J).abs().max()) <= 1e-13 * float(J.abs().max())
+    V = torch.randn(3, T, d, dtype=x.dtype)
+    expected = (J @ V.reshape(3, -1).T).T.reshape(V.shape)
+    assert float((form.push(V) - expected).abs().max()) <= 1e-13 * float(expected.abs().max())
+    expected = (J.T @ V.reshape(3, -1).T).T.reshape(V.shape)
+    assert float((form.pull(V) - expected).abs().max()) <= 1e-13 * float(expected.abs().max())
+    assert form.energy() == pytest.approx(float(J.square().sum()), rel=1e-12)
+
+
+def synthetic_attention(T, d, H, dh, causal, groups=1, norm=None):
+    """An attention written out by hand, with `groups` query heads to a key and a value; its form, map and x."""
+    g = torch.Generator().manual_seed(T)
+
+    def array(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    x = array(T, d)
+    Wq, Wk, Wv = array(H, dh, d), array(H // groups, dh, d), array(H // groups, dh, d)
+    bq, bk, bv, Wo = array(H, 1, dh), array(H // groups, 1, dh), array(H // groups, 1, dh), array(d, H, dh)
+
+    def heads(h):
+        q, k, v = (h @ W.mT + b for W, b in ((Wq, bq), (Wk, bk), (Wv, bv)))
+        return q, k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+
+    def function(at):
+        h = at if norm is None else norm(at)
+        q, k, v = heads(h)
+        scores = 0.3 * q @ k.mT
+        if causal:
+            scores = scores + torch.full((T, T), -torch.inf, dtype=x.dtype).triu(1)
+        return torch.einsum("oHi,Hti->to", Wo, scores.softmax(-1) @ v)
+
+    at = norm_at(norm, x)
+    folded = [W if at is None else at.fold(W) for W in (Wq, Wk, Wv)]
+    q, k, v = heads(x if norm is None else norm(x))
+    repeated = [folded[0], *(W.repeat_interleave(groups, 0) for W in folded[1:])]
+    return ClosedAttention(Heads(*repeated, Wo, q, k, v, 0.3), at, causal), function, x
+
+
+class RMSNorm(nn.Module):
+    """As transformers writes it."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.rand(d, dtype=torch.float64) + 0.5), 1e-6
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+@pytest.mark.parametrize("norm", [None, "layer", "rms", "torch-rms"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("T", "d", "H", "dh", "groups"), [(1, 7, 1, 3, 1), (5, 9, 4, 2, 2), (6, 8, 4, 3, 4)])
+def test_grouped_queries_and_norms(T, d, H, dh, groups, causal, norm):
+    torch.manual_seed(3)
+    modules = {"layer": nn.LayerNorm(d).double(), "rms": RMSNorm(d), "torch-rms": nn.RMSNorm(d).double(), None: None}
+    module = modules[norm] if norm is None else modules[norm].requires_grad_(False)
+    form, function, x = synthetic_attention(T, d, H, dh, causal, groups, module)
+    J = tp.jacobian(function, x, BlockLowerTriangular() if causal else Dense()).dense()
+    written = form.write(range(T), torch.zeros(T, T, d, d, dtype=x.dtype)).permute(0, 2, 1, 3).reshape(J.shape)
+    assert float((written - J).abs().max()) <= 1e-12 * float(J.abs().max())
+    assert form.energy() == pytest.approx(float(J.square().sum()), rel=1e-11)
+    rows = range(T // 2, T)
+    part = form.write(rows, torch.zeros(len(rows), T, d, d, dtype=x.dtype))
+    assert torch.allclose(part, form.write(range(T), torch.zeros(T, T, d, d, dtype=x.dtype))[T // 2 :], atol=1e-12)
+
+
+ACTS = {
+    "relu": nn.ReLU(),
+    "gelu": nn.GELU(),
+    "gelu-tanh": nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU(),
+}
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", None])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("act", ACTS)
+def test_plain_and_gated_mlps(act, gated, norm):
+    torch.manual_seed(1)
+    T, d, units = 4, 9, 23
+    x = torch.randn(T, d, dtype=torch.float64)
+    module = {"layer": nn.LayerNorm(d).double(), "rms": RMSNorm(d), None: None}[norm]
+    up, gate, down = (torch.randn(*s, dtype=torch.float64) for s in ((units, d), (units, d), (d, units)))
+
+    def function(at):
+        h = at if module is None else module(at)
+        inner = ACTS[act](h @ gate.T) * (h @ up.T) if gated else ACTS[act](h @ up.T)
+        return inner @ down.T
+
+    at = norm_at(module, x)
+    h = x if module is None else module(x).detach()
+    fold = (lambda W: W) if at is None else at.fold
+    if gated:
+        branches = [
+            Branch(fold(gate), slope_of(ACTS[act], h @ gate.T) * (h @ up.T)),
+            Branch(fold(up), ACTS[act](h @ gate.T)),
+        ]
+    else:
+        branches = [Branch(fold(up), slope_of(ACTS[act], h @ up.T))]
+    with torch.no_grad():
+        form = ClosedMLP(down, branches, at)
+        J = tp.jacobian(function, x).dense().reshape(T, d, T, d)
+        for t, block in enumerate(form.blocks(range(T))):
+            assert float((block - J[t, :, t]).abs().max()) <= 1e-13 * float(J.abs().max())
+        V = torch.randn(3, T, d, dtype=x.dtype)
+        assert torch.allclose(form.push(V), torch.einsum("tosj,ksj->kto", J, V), rtol=1e-11, atol=1e-11)
+        assert torch.allclose(form.pull(V), torch.einsum("tosj,kto->ksj", J, V), rtol=1e-11, atol=1e-11)
+        assert form.energy() == pytest.approx(float(J.square().sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_norm_on_the_right(norm):
+    torch.manual_seed(2)
+    d = 13
+    module = nn.LayerNorm(d).double() if norm == "layer" else RMSNorm(d)
+    nn.init.normal_(module.weight)
+    x, M = torch.randn(2, d, dtype=torch.float64), torch.randn(5, d, dtype=torch.float64)
+    at = norm_at(module, x)
+    for t in range(2):
+        expected = M @ torch.func.jacrev(module)(x[t])
+        assert torch.allclose(at.right(M, t, torch.empty_like(M)), expected, rtol=1e-12, atol=1e-12)
+
+
+def few_units(active, residual=False):
+    """A ReLU MLP behind a LayerNorm with `active` units of 60 active at every token, width 31."""
+    g = torch.Generator().manual_seed(active)
+    T, d, units = 3, 31, 60
+    x = torch.randn(T, d, generator=g, dtype=torch.float64)
+    norm = norm_at(nn.LayerNorm(d).double(), x)
+    slope = torch.zeros(T, units, dtype=torch.float64)
+    for t in range(T):
+        slope[t, torch.randperm(units, generator=g)[:active]] = 1
+    up, down = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((units, d), (d, units)))
+    return ClosedMLP(down, [Branch(norm.fold(up), slope)], norm, residual)
+
+
+@pytest.mark.parametrize("active", [0, 1, 7, 30])
+def test_factored_values_have_exact_zeros(active):
+    with torch.no_grad():
+        form = few_units(active)
+        for t in range(3):
+            C, B = (f.numpy() for f in form.factors(t))
+            J = form.blocks(range(t, t + 1))[0].numpy()
+            values = factored_values(C, B)
+            expected = np.linalg.svd(J, compute_uv=False)
+            assert np.all(values[active:] == 0)
+            assert np.abs(values - expected).max() <= 1e-14 * 31 * max(expected[0], 1)
+            assert np.all(values[: max(active - 1, 0)] > 1e-3)
+
+
+def test_the_main_route_takes_factors_where_units_are_few():
+    model = tp.load_model("demo")
+    S = tp.spectrum(tp.jacobian(tp.block(model, "mlp", layer=2, tokens=6)))
+    active = S.evidence.active
+    assert max(active) < 128
+    assert int((S.values == 0).sum()) == sum(128 - n for n in active)
+    assert S.rank.flag == "certified"
+    J = tp.jacobian(tp.block(model, "mlp", layer=2, tokens=6, residual=True))
+    assert J.factors(0) is None
+    assert not np.any(singular_values(J).values == 0)
+
+
+def test_a_wrong_closed_form_falls_back_with_one_warning(monkeypatch):
+    block = blocks("opt", "mlp")
+    right = closed._mlp
+
+    def wrong(block):
+        form = right(block)
+        return ClosedMLP(form.down * (1 + 1e-6), form.branches, form.norm, form.residual)
+
+    monkeypatch.setattr(closed, "_mlp", wrong)
+    with pytest.warns(
+        UserWarning, match=r"L01\.mlp: the closed form differs .* automatic differentiation is used"
+    ) as seen:
+        J = tp.jacobian(block)
+    assert len(seen) == 1
+    assert J.form is None
+    monkeypatch.undo()
+    assert torch.allclose(J.dense(), tp.jacobian(block).dense(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("broken", ["push", "pull"])
+def test_the_probe_sees_both_products(monkeypatch, broken):
+    block = blocks("bert", "attn")
+    right = getattr(ClosedAttention, broken)
+    monkeypatch.setattr(ClosedAttention, broken, lambda self, v: right(self, v).mul_(1 + 1e-7))
+    with pytest.warns(UserWarning, match="differs from automatic differentiation"):
+        assert closed_form(block) is None
+
+
+def test_an_unknown_module_has_no_closed_form():
+    block = blocks("opt", "mlp")
+
+    class Other(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+    from dataclasses import replace
+
+    odd = replace(block, layers=(replace(block.layers[0], up=Other(block.layers[0].up)),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert closed_form(odd) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_closed_forms_err_no_more_than_autodiff(dtype):
+    """Against float64 at the same x, the float32 closed form is at most twice as far off as float32 autodiff."""
+    model = tp.load_model("demo", dtype=dtype)
+    for kind in ("mlp", "attn"):
+        block = tp.block(model, kind, layer=1, tokens=9)
+        exact = autodiff(block.in_precision(torch.float64)).dense()
+        mine = float((tp.jacobian(block).dense().double() - exact).norm())
+        theirs = float((autodiff(block).dense().double() - exact).norm())
+        rounding = torch.finfo(block.x.dtype).eps * float(exact.norm())
+        assert mine <= 2 * max(theirs, rounding)

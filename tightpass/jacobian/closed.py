@@ -1,0 +1,108 @@
+"""From a block to its closed form, where there is one, checked against autodiff."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from tightpass.jacobian.attention import ClosedAttention, Heads
+from tightpass.jacobian.mlp import Branch, ClosedMLP, slope_of
+from tightpass.jacobian.norm import norm_at
+from tightpass.models.blocks import Block
+
+ClosedForm = ClosedMLP | ClosedAttention
+
+
+def closed_form(block: Block) -> ClosedForm | None:
+    """The closed form of an MLP, an attention or a head; None for other kinds and unknown modules.
+
+    It is compared with autodiff in one direction at x; where they differ there is one warning, and None.
+    """
+    if block.kind not in ("mlp", "attn", "head"):
+        return None
+    with torch.no_grad():
+        try:
+            form: ClosedForm = _mlp(block) if block.kind == "mlp" else _attention(block)
+        except TypeError:  # modules that the formulas do not know
+            return None
+    error, allowed = disagreement(form, block)
+    if error <= allowed:
+        return form
+    warnings.warn(
+        f"{block.name}: the closed form differs from automatic differentiation by {error:.1e} "
+        f"(rounding explains {allowed:.0e}); automatic differentiation is used",
+        stacklevel=2,
+    )
+    return None
+
+
+def disagreement(form: ClosedForm, block: Block) -> tuple[float, float]:
+    """Relative difference from autodiff in a random direction, or of the adjoint from its
+    product, whichever is larger; and how much rounding can explain."""
+    smooth = block.in_precision(block.x.dtype)  # ReLU units held: one within rounding of zero may flip
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(block.x.shape, generator=generator, dtype=block.x.dtype).to(block.x.device)
+    v *= block.x.norm(dim=-1, keepdim=True)
+    pushed = torch.func.jvp(smooth.function(), (block.x,), (v,))[1]
+    with torch.no_grad():
+        mine = form.push(v[None])[0]
+        w = torch.randn(pushed.shape, generator=generator, dtype=v.dtype).to(v.device)
+        back = form.pull(w[None])[0]
+        size = float(pushed.norm())
+        gap = float((mine - pushed).norm())
+        adjoint = abs(float((w * mine).sum()) - float((back * v).sum()))
+        reach = max(size * float(w.norm()), float(back.norm()) * float(v.norm()))
+    eps = torch.finfo(v.dtype).eps
+    error = max(_ratio(gap, size), _ratio(adjoint, reach))
+    return error, max(1e4 * eps, 1e-9)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return 0.0 if part == 0 else part / whole if whole > 0 else float("inf")
+
+
+def _linear(module: nn.Module) -> nn.Linear:
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"no closed form for {type(module).__name__}")
+    return module
+
+
+def _mlp(block: Block) -> ClosedMLP:
+    parts, x = block.layers[0], block.x
+    up, down = _linear(parts.up), _linear(parts.down)
+    norm_module = parts.mlp_norm if block.options.norm else None
+    norm = norm_at(norm_module, x)
+    if block.pattern is not None:
+        slope = block.pattern[0]
+    else:
+        act: Any = parts.act
+        slope = slope_of(act, up(x if norm_module is None else norm_module(x)))
+    weight = up.weight if norm is None else norm.fold(up.weight)
+    return ClosedMLP(down.weight, [Branch(weight.contiguous(), slope.contiguous())], norm, block.options.residual)
+
+
+def _attention(block: Block) -> ClosedAttention:
+    parts, x = block.layers[0], block.x
+    norm_module = parts.attn_norm if block.options.norm else None
+    norm = norm_at(norm_module, x)
+    h = x if norm_module is None else norm_module(x)
+    count = int(block.model.config.num_attention_heads)
+    output = _linear(parts.projection).weight
+    d_head = output.shape[1] // count
+    chosen = slice(None) if block.options.head is None else slice(block.options.head, block.options.head + 1)
+    folded, values = [], []
+    for module in (parts.query, parts.key, parts.value):
+        linear = _linear(module)
+        groups = count // (linear.weight.shape[0] // d_head)  # query heads that share a key and a value
+        weight = linear.weight if norm is None else norm.fold(linear.weight)
+        folded.append(weight.view(-1, d_head, x.shape[1]).repeat_interleave(groups, 0)[chosen].contiguous())
+        at = linear(h).view(len(h), -1, d_head).transpose(0, 1)
+        values.append(at.repeat_interleave(groups, 0)[chosen].contiguous())
+    Wo = output.view(-1, count, d_head)[:, chosen].contiguous()
+    (Wq, Wk, Wv), (q, k, v) = folded, values
+    heads = Heads(Wq, Wk, Wv, Wo, q, k, v, scale=d_head**-0.5)
+    causal = block.model.family.causal(block.model.config)
+    return ClosedAttention(heads, norm, causal, block.options.residual)

@@ -1,0 +1,131 @@
+"""The MLP's Jacobian in closed form: one block a token, J_t = W2·diag(act′)·W1·dN.
+
+Only units with a non-zero slope count. With fewer of them than the width, J_t = Cᵀ·B has the two
+factors' rank, and its singular values are those of a small core: structural zeros are exact.
+A gated MLP, W2·(act(g)∘u), is the sum of two such products with slopes act′(g)∘u and act(g).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from tightpass.jacobian.norm import NormAt
+from tightpass.kernels import ops
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One first matrix W1 (d_ff, d), folded with the norm, and each token's slopes (T, d_ff)."""
+
+    weight: torch.Tensor
+    slope: torch.Tensor
+
+
+def slope_of(act: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> torch.Tensor:
+    """act′(z) of an elementwise activation."""
+    slope: torch.Tensor = torch.func.grad(lambda at: act(at).sum())(z)
+    return slope
+
+
+class ClosedMLP:
+    """Σ_branches W2·diag(slope_t)·W1·dN_t for every token t, and the identity where `residual`.
+
+    down       W2 (d_out, d_ff)
+    branches   one, or two for a gated MLP
+    """
+
+    def __init__(
+        self, down: torch.Tensor, branches: Sequence[Branch], norm: NormAt | None, residual: bool = False
+    ) -> None:
+        self.down, self.branches, self.norm, self.residual = down, tuple(branches), norm, residual
+        self.d_out, self.d_in = down.shape[0], branches[0].weight.shape[1]
+        self.tokens = branches[0].slope.shape[0]
+
+    @cached_property
+    def _down_rows(self) -> torch.Tensor:
+        """W2ᵀ (d_ff, d_out), so that a unit's column is contiguous."""
+        return self.down.T.contiguous()
+
+    @cached_property
+    def active(self) -> tuple[torch.Tensor, ...]:
+        """Indices of the units that matter, token by token."""
+        used = torch.stack([branch.slope != 0 for branch in self.branches]).any(0)
+        return tuple(row.nonzero()[:, 0] for row in used)
+
+    def factors(self, t: int, threads: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """C (n, d_out) and B (n, d_in) with J_t = Cᵀ·B, n the active units of token t; without the residual."""
+        index = self.active[t]
+        return self._columns(index, threads), self._rows(t, index, threads)
+
+    def _columns(self, index: torch.Tensor, threads: int | None = None) -> torch.Tensor:
+        if len(index) == self.down.shape[1]:
+            return self._down_rows
+        out = self.down.new_empty(len(index), self.d_out)
+        return ops.gather_rows(self._down_rows, index, None, out, threads=threads)  # type: ignore[no-any-return]
+
+    def _rows(self, t: int, index: torch.Tensor, threads: int | None = None) -> torch.Tensor:
+        token = None if self.norm is None else torch.full_like(index, t)
+        norm = None if self.norm is None else self.norm.pair
+        parts = []
+        for branch in self.branches:
+            rows = self.down.new_empty(len(index), self.d_in)
+            parts.append(
+                ops.gather_rows(branch.weight, index, branch.slope[t][index], rows, token, norm, threads=threads)
+            )
+        return _total(parts)
+
+    def blocks(self, tokens: range, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Blocks (t, t) of some tokens, (len(tokens), d_out, d_in)."""
+        if out is None:
+            out = self.down.new_empty(len(tokens), self.d_out, self.d_in)
+        for t, block in zip(tokens, out, strict=True):
+            C, B = self.factors(t)
+            torch.mm(C.T, B, out=block)
+            if self.residual:
+                block.diagonal().add_(1)
+        return out
+
+    def push(self, tangents: torch.Tensor) -> torch.Tensor:
+        """J on (k, T, d_in) tangents -> (k, T, d_out)."""
+        at = tangents if self.norm is None else self.norm.push(tangents)
+        out = _total([(at @ branch.weight.T).mul_(branch.slope) for branch in self.branches]) @ self.down.T
+        return out.add_(tangents) if self.residual else out
+
+    def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
+        """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in)."""
+        hidden = cotangents @ self.down
+        at = _total([(hidden * branch.slope) @ branch.weight for branch in self.branches])
+        out = at if self.norm is None else self.norm.push(at)
+        return out + cotangents if self.residual else out
+
+    def energy(self) -> float:
+        """‖J‖_F², from Gram matrices of the weights, without J (float64 sums)."""
+        G = (self.down.double().T @ self.down.double()).cpu()
+        slopes = [branch.slope.double().cpu() for branch in self.branches]
+        weights = [branch.weight.double().cpu() for branch in self.branches]
+        total = torch.zeros(self.tokens, dtype=torch.float64)
+        for slope, weight in zip(slopes, weights, strict=True):
+            for other_slope, other in zip(slopes, weights, strict=True):
+                total += ((slope @ (G * (weight @ other.T))) * other_slope).sum(-1)
+        trace = torch.zeros_like(total)
+        if self.residual:
+            for slope, weight in zip(slopes, weights, strict=True):
+                trace += slope @ (self.down.double().cpu().T * weight).sum(-1)
+        if self.norm is not None:
+            xhat, r = self.norm.xhat.double().cpu(), self.norm.r.double().cpu()
+            through = _total([slope * (xhat @ weight.T) for slope, weight in zip(slopes, weights, strict=True)])
+            total = r.square() * (total - self.norm.squared_shrink().double().cpu() * ((through @ G) * through).sum(-1))
+            if self.residual:
+                trace = r * (trace - ((through @ self.down.double().cpu().T) * xhat).sum(-1) / self.d_in)
+        return float((total + 2 * trace).sum()) + (self.tokens * self.d_in if self.residual else 0)
+
+
+def _total(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The sum of one or two arrays, into the first."""
+    for part in parts[1:]:
+        parts[0].add_(part)
+    return parts[0]

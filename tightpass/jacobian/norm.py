@@ -1,0 +1,67 @@
+"""LayerNorm and RMSNorm at a point: diagonal plus rank one or two, never a d × d matrix.
+
+For a row vector w, w·dN = r·(w' − (w'·x̂)·x̂/d) with w' = w∘γ, less its mean for LayerNorm, x̂ the
+normalised input and r = 1/√(var + ε). γ and the mean do not depend on the token, so they are folded into the
+weights that follow the norm, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tightpass.kernels import ops
+
+
+@dataclass(frozen=True)
+class NormAt:
+    """A norm at x: γ (d,), x̂ (T, d), r (T,); `centred` tells LayerNorm from RMSNorm."""
+
+    gamma: torch.Tensor | None
+    centred: bool
+    xhat: torch.Tensor
+    r: torch.Tensor
+
+    @property
+    def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """x̂ and r, as the kernels take them."""
+        return self.xhat, self.r
+
+    def fold(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight (..., d) behind the norm, with γ and the centring in it."""
+        folded = weight if self.gamma is None else weight * self.gamma
+        return folded - folded.mean(-1, keepdim=True) if self.centred else folded.clone()
+
+    def push(self, tangents: torch.Tensor) -> torch.Tensor:
+        """(k, T, d) -> (k, T, d): what reaches the folded weights. The map is its own transpose."""
+        inner = torch.einsum("ktd,td->kt", tangents, self.xhat) / self.xhat.shape[-1]
+        return torch.addcmul(tangents, inner[..., None], self.xhat, value=-1).mul_(self.r[:, None])
+
+    def right(self, matrix: torch.Tensor, t: int, out: torch.Tensor) -> torch.Tensor:
+        """matrix (n, d) · dN at token t, γ and centring included."""
+        return ops.norm_right(matrix, self.xhat[t], float(self.r[t]), out, self.gamma, self.centred)  # type: ignore[no-any-return]
+
+    def squared_shrink(self) -> torch.Tensor:
+        """2/d − ‖x̂‖²/d², (T,): ‖w·dN‖² = r²·(‖w'‖² − shrink·(w'·x̂)²)."""
+        d = self.xhat.shape[-1]
+        return 2 / d - self.xhat.square().sum(-1) / d**2
+
+
+def norm_at(module: nn.Module | None, x: torch.Tensor) -> NormAt | None:
+    """The norm at x (T, d). Raises TypeError for a module that is no LayerNorm and no RMSNorm."""
+    if module is None:
+        return None
+    weight = getattr(module, "weight", None)
+    weight = None if weight is None else weight.detach()
+    if isinstance(module, nn.LayerNorm):
+        centred, eps = x - x.mean(-1, keepdim=True), module.eps
+        r = (centred.square().mean(-1) + eps).rsqrt()
+        return NormAt(weight, True, (centred * r[:, None]).contiguous(), r)
+    if type(module).__name__.endswith("RMSNorm"):
+        given = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        eps = float(given) if isinstance(given, float) else torch.finfo(x.dtype).eps  # torch's own default
+        r = (x.square().mean(-1) + eps).rsqrt()
+        return NormAt(weight, False, (x * r[:, None]).contiguous(), r)
+    raise TypeError(f"no closed form for {type(module).__name__}")

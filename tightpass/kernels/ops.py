@@ -1,0 +1,272 @@
+"""Every kernel once: arguments are validated, then the compiled kernel or the reference runs.
+
+Arrays are NumPy's, torch's or CuPy's, all of one kind, one device and one precision (float32 or
+float64). Axes of rows must be contiguous. What each operation computes is in `csrc/ops.h`, and
+plainly in `reference.py`. Raises InputError, naming the argument, before any native code runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tightpass.errors import InputError
+from tightpass.kernels import native, reference
+
+Array = Any
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an array lies: address, shape, strides in elements, precision, device."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    device: str
+
+    @property
+    def handed_over(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """As the extension takes it."""
+        return self.address, self.shape, self.strides
+
+
+def layout(name: str, array: Array) -> Layout:
+    """Raises InputError for anything but an array of NumPy, torch or CuPy."""
+    if isinstance(array, torch.Tensor):
+        dtype = str(array.dtype).removeprefix("torch.")
+        return Layout(array.data_ptr(), tuple(array.shape), tuple(array.stride()), dtype, str(array.device))
+    interface = getattr(array, "__cuda_array_interface__", None)
+    device = "cpu" if interface is None else f"cuda:{array.device.id}"
+    interface = interface or getattr(array, "__array_interface__", None)
+    if interface is None:
+        raise InputError(f"{name}: expected an array of NumPy, torch or CuPy, got {type(array).__name__}")
+    size = array.dtype.itemsize
+    if any(step % size for step in array.strides):
+        raise InputError(f"{name}: strides {array.strides} are no multiples of its element size {size}")
+    strides = tuple(step // size for step in array.strides)
+    return Layout(interface["data"][0], tuple(array.shape), strides, str(array.dtype), device)
+
+
+def kind(array: Array) -> str:
+    """ "torch.Tensor", "numpy.ndarray" or "cupy.ndarray"."""
+    found = torch.Tensor if isinstance(array, torch.Tensor) else type(array)
+    return f"{found.__module__.partition('.')[0]}.{found.__name__}"
+
+
+class _Call:
+    """The checked arguments of one call; the first array decides precision and device."""
+
+    def __init__(self, operation: str, name: str, first: Array) -> None:
+        found = layout(name, first)
+        if found.dtype not in DTYPES:
+            raise InputError(f"{name}: expected float32 or float64, got {found.dtype}")
+        self.operation, self.first, self.leader = operation, first, f"{name} ({found.dtype}, {found.device})"
+        self.dtype, self.device = found.dtype, found.device
+        self.given: dict[str, Any] = {}
+        self.kept: list[Array] = []  # addresses outlive no array: the indices made here live as long as the call
+
+    def add(self, name: str, array: Array | None, shape: Sequence[int], rows: bool = False) -> None:
+        """An array of a shape; with `rows`, its last axis must be contiguous. None is absent."""
+        if array is None:
+            self.given[name] = None
+            return
+        if kind(array) != kind(self.first):
+            raise InputError(f"{name}: expected a {kind(self.first)} like {self.leader}, got a {kind(array)}")
+        found = layout(name, array)
+        if found.dtype != self.dtype:
+            raise InputError(f"{name}: expected {self.dtype} as {self.leader}, got {found.dtype}")
+        if found.device != self.device:
+            raise InputError(f"{name}: expected it on {self.device} as {self.leader}, got {found.device}")
+        if found.shape != tuple(shape):
+            raise InputError(f"{name}: expected shape {tuple(shape)}, got {found.shape}")
+        if rows and found.shape[-1] > 1 and found.strides[-1] != 1:
+            raise InputError(f"{name}: its last axis must be contiguous, got strides {found.strides} in elements")
+        self.given[name] = found.handed_over
+
+    def add_indices(self, name: str, values: Array | None, count: int, below: int) -> Array | None:
+        """`count` integers in [0, below), as an int64 array beside the others."""
+        if values is None:
+            self.given[name] = None
+            return None
+        plain = np.ascontiguousarray(values.cpu() if isinstance(values, torch.Tensor) else values)
+        if plain.shape != (count,) or plain.dtype.kind not in "iu":
+            raise InputError(f"{name}: expected {count} integers, got shape {plain.shape} of {plain.dtype}")
+        if count and not (plain.min() >= 0 and plain.max() < below):
+            raise InputError(f"{name}: expected indices in [0, {below}), got {plain.min()} .. {plain.max()}")
+        indices = _beside(plain.astype(np.int64), self.first)
+        self.given[name] = layout(name, indices).handed_over
+        self.kept.append(indices)
+        return indices
+
+    def run(self, threads: int | None, stream: int | None) -> bool:
+        """Runs the compiled kernel; False where there is none for this device."""
+        on_gpu = self.device.startswith("cuda")
+        if stream is not None and not on_gpu:
+            raise InputError(f"stream: expected None for arrays on {self.device}, got {stream}")
+        if not on_gpu and self.device != "cpu":
+            return False
+        if native.extension is None or (on_gpu and not native.extension.cuda_built()):
+            return False
+        if on_gpu:
+            with torch.cuda.device(self.device):
+                queue = current_stream(self.first) if stream is None else stream
+                getattr(native.extension, f"cuda_{self.operation}_{self.dtype}")(self.given, queue)
+        else:
+            count = torch.get_num_threads() if threads is None else threads
+            if count < 1:
+                raise InputError(f"threads: expected at least 1, got {count}")
+            getattr(native.extension, f"cpu_{self.operation}_{self.dtype}")(self.given, count)
+        return True
+
+
+def _beside(values: np.ndarray, like: Array) -> Array:
+    """A NumPy array as an array of the kind and on the device of `like`."""
+    if isinstance(like, torch.Tensor):
+        return torch.from_numpy(values).to(like.device)
+    if isinstance(like, np.ndarray):
+        return values
+    import cupy
+
+    return cupy.asarray(values)
+
+
+def current_stream(array: Array) -> int:
+    """Address of the stream that the array's library works on now."""
+    if isinstance(array, torch.Tensor):
+        return int(torch.cuda.current_stream(array.device).cuda_stream)
+    import cupy
+
+    return int(cupy.cuda.get_current_stream().ptr)
+
+
+def attention_blocks(
+    a: Array,
+    vo: Array,
+    oo: Array,
+    p: Array,
+    k: Array,
+    q: Array,
+    out: Array,
+    columns: Sequence[int],
+    diagonal: Sequence[int],
+    first: Sequence[int] | None = None,
+    norm: tuple[Array, Array, Array, Array, Array] | None = None,
+    threads: int | None = None,
+    stream: int | None = None,
+) -> Array:
+    """Blocks (t, s < columns[t]) of attention's Jacobian for some output tokens t, into `out`; returns it.
+
+    a, vo, oo   (rows, H, T) weights, (d_out, H, T) Wo_h v_s, (d_out, H, rows) Wo_h o_t
+    p, k, q     (H, d_out, d_in) Wo_h Wv_h, (rows, H, d_in) scale·q_t Wk_h, (rows, d_out, d_in) the term of
+                block (t, diagonal[t]), which may be that very block of `out`
+    out         (rows, T, d_out, d_in), or packed (blocks, d_out, d_in) with first[t] the index of (t, 0)
+    norm        px (d_out, H, T), kx (rows, H, T), qx (rows, d_out), x̂ (T, d_in), r (T), where the
+                blocks are right-multiplied by a norm that is folded into p, k and q
+    """
+    call = _Call("attention_blocks", "a", a)
+    if layout("a", a).shape.__len__() != 3:
+        raise InputError(f"a: expected (rows, heads, tokens), got shape {layout('a', a).shape}")
+    rows, H, T = a.shape
+    if len(layout("p", p).shape) != 3:
+        raise InputError(f"p: expected (heads, d_out, d_in), got shape {layout('p', p).shape}")
+    d_out, d_in = p.shape[1:]
+    call.add("a", a, (rows, H, T))
+    call.add("vo", vo, (d_out, H, T))
+    call.add("oo", oo, (d_out, H, rows))
+    call.add("p", p, (H, d_out, d_in), rows=True)
+    call.add("k", k, (rows, H, d_in), rows=True)
+    call.add("q", q, (rows, d_out, d_in), rows=True)
+    px, kx, qx, x, r = (None,) * 5 if norm is None else norm
+    if norm is not None and any(part is None for part in norm):
+        raise InputError("norm: expected px, kx, qx, x̂ and r together, or None; got some of them")
+    call.add("px", px, (d_out, H, T))
+    call.add("kx", kx, (rows, H, T))
+    call.add("qx", qx, (rows, d_out))
+    call.add("x", x, (T, d_in), rows=True)
+    call.add("r", r, (T,))
+    call.add_indices("columns", np.asarray(columns), rows, T + 1)
+    call.add_indices("diagonal", np.asarray(diagonal), rows, T)
+    place = layout("out", out)
+    if first is None:
+        call.add("out", out, (rows, T, d_out, d_in), rows=True)
+        starts, steps = np.arange(rows) * place.strides[0], place.strides[1:3]
+    else:
+        blocks = int(max((f + c for f, c in zip(first, columns, strict=True)), default=0))
+        if not place.shape or place.shape[0] < blocks:
+            raise InputError(f"out: expected at least {blocks} blocks, got shape {place.shape}")
+        call.add("out", out, (place.shape[0], d_out, d_in), rows=True)
+        starts, steps = np.asarray(first, dtype=np.int64) * place.strides[0], place.strides[:2]
+        if rows and starts.min() < 0:
+            raise InputError(f"first: expected indices of blocks, got {list(first)}")
+    call.add_indices("start", starts, rows, 2**62)
+    call.given |= {"out": place.address, "block_stride": steps[0], "row_stride": steps[1]}
+    if not call.run(threads, stream):
+        reference.attention_blocks(a, vo, oo, p, k, q, out, columns, diagonal, first, norm)
+    return out
+
+
+def gather_rows(
+    weight: Array,
+    index: Array,
+    slope: Array | None,
+    out: Array,
+    token: Array | None = None,
+    norm: tuple[Array, Array] | None = None,
+    threads: int | None = None,
+    stream: int | None = None,
+) -> Array:
+    """out[i] = slope[i]·weight[index[i]], right-multiplied by the norm (x̂ (T, d), r (T)) at token[i]."""
+    call = _Call("gather_rows", "weight", weight)
+    if len(layout("weight", weight).shape) != 2:
+        raise InputError(f"weight: expected (units, d), got shape {layout('weight', weight).shape}")
+    units, d = weight.shape
+    n = len(index)
+    call.add("weight", weight, (units, d), rows=True)
+    where = call.add_indices("index", index, n, units)
+    call.add("slope", slope, (n,))
+    x, r = (None, None) if norm is None else norm
+    tokens = 0 if x is None else x.shape[0]
+    if (token is None) != (norm is None):
+        raise InputError("token: expected one for each row exactly where there is a norm")
+    call.add("x", x, (tokens, d), rows=True)
+    call.add("r", r, (tokens,))
+    of = call.add_indices("token", token, n, tokens)
+    call.add("out", out, (n, d), rows=True)
+    if not call.run(threads, stream):
+        reference.gather_rows(weight, where, slope, out, of, norm)
+    return out
+
+
+def norm_right(
+    m: Array,
+    x: Array,
+    r: float,
+    out: Array,
+    gamma: Array | None = None,
+    centred: bool = True,
+    threads: int | None = None,
+    stream: int | None = None,
+) -> Array:
+    """out = m·dN: each row of m (n, d) times the Jacobian of a LayerNorm, or of an RMSNorm (centred=False).
+
+    x, r   normalised input x̂ (d,) and its scale r = 1/√(var + ε); `out` may be m
+    """
+    call = _Call("norm_right", "m", m)
+    if len(layout("m", m).shape) != 2:
+        raise InputError(f"m: expected (n, d), got shape {layout('m', m).shape}")
+    n, d = m.shape
+    call.add("m", m, (n, d), rows=True)
+    call.add("x", x, (d,), rows=True)
+    call.add("gamma", gamma, (d,), rows=True)
+    call.add("out", out, (n, d), rows=True)
+    call.given |= {"r": float(r), "centred": bool(centred)}
+    if not call.run(threads, stream):
+        reference.norm_right(m, x, r, out, gamma, centred)
+    return out
