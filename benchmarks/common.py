@@ -44,11 +44,17 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def gemm_rate(dtype: torch.dtype, n: int = 2048) -> float:
+def gemm_rate(dtype: torch.dtype, n: int = 2048, device: str = "cpu") -> float:
     """GFLOP/s of a square product, median of 5."""
-    A = torch.randn(n, n, dtype=dtype)
-    A @ A
-    return round(2 * n**3 / timed(lambda: A @ A, 5)["median"] / 1e9, 1)
+    A = torch.randn(n, n, dtype=dtype, device=device)
+
+    def work() -> None:
+        A @ A
+        if A.is_cuda:
+            torch.cuda.synchronize()
+
+    work()
+    return round(2 * n**3 / timed(work, 5)["median"] / 1e9, 1)
 
 
 def seconds(work: Callable[[], Any]) -> float:
