@@ -156,6 +156,49 @@ def agreement() -> str:
     return table(["largest difference / σ₁", *kinds], rows)
 
 
+def jacobian() -> str:
+    """What `benchmarks/jacobian.py` measured, a line a claim."""
+    document = read("jacobian")
+    rows = []
+    for c in document["attention"]:
+        s = c["seconds"]
+        rows += [
+            [f"attention, T = {c['tokens']}, float32, all blocks", f"{s['ours']['median']:.3f} s",
+             f"{c['times_faster_than_jacrev']:.0f}× faster than `jacrev` ({s['jacrev']['median']:.1f} s); "
+             f"{100 * c['share_of_roofline']:.0f} % of the roofline ({c['roofline_seconds']:.3f} s)"],
+            ["the same into fresh memory", f"{s['ours, fresh buffer']['median']:.3f} s", f"{c['bytes'] / 1e9:.2f} GB written"],
+            ["the same in float64", f"{s['ours, float64']['median']:.3f} s", f"{c['float64_over_float32']:.2f} of the time in float32"],
+        ]  # fmt: skip
+    for c in document["mlp"]:
+        s = c["seconds"]
+        dtype = c["dtype"].removeprefix("torch.")
+        rows.append(
+            [f"MLP, T = {c['tokens']}, {dtype}, all blocks", f"{s['ours']['median']:.2f} s",
+             f"{c['over_bare']:.2f} of the bare products ({s['bare products']['median']:.2f} s), {c['active_units']:.0f} of 3072 units active"]
+        )  # fmt: skip
+    c = document["factored"]
+    rows.append(
+        [f"MLP, T = {c['tokens']}, float64, singular values, {c['active_units']:.0f} units active", f"{c['seconds']['factored']['median']:.2f} s",
+         f"{c['times_faster']:.1f}× faster than forming and decomposing the blocks ({c['seconds']['whole blocks']['median']:.2f} s)"]
+    )  # fmt: skip
+    c = document["products"]
+    s = c["seconds"]
+    rows.append(
+        [f"attention, J·X, T = {c['tokens']}, {c['columns']} columns, float32", f"{s['ours']['median']:.2f} s",
+         f"{c['over_bare']:.2f} of the bare weight products ({s['bare weight products']['median']:.2f} s); "
+         f"{c['times_faster_than_vmap_jvp']:.1f}× faster than `vmap(jvp)` ({s['vmap(jvp)']['median']:.2f} s)"]
+    )  # fmt: skip
+    for what, m in document["memory"].items():
+        rows.append(
+            [
+                f"peak memory added, {what}",
+                f"{m['added'] / 2**20:.0f} MiB",
+                f"{m['must_write'] / 2**20:.0f} MiB are the answer",
+            ]
+        )
+    return table(["", "tightpass", "against"], rows)
+
+
 def environment() -> str:
     e = read("naive")["environment"]
     gemm = e["gemm_gflops"]
@@ -175,6 +218,7 @@ TABLES = {
     "main-job": main_job,
     "naive": naive,
     "agreement": agreement,
+    "jacobian": jacobian,
     "environment": environment,
 }
 

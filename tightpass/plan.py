@@ -89,12 +89,13 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
     size = DTYPES[config.dtype].itemsize
     blocks, N = structure.count(T, T), T * d
     diagonal = isinstance(structure, BlockDiagonal)
-    mlp, attention = 2.0 * 2 * d * d_ff, 2.0 * 4 * d * d + 2.0 * 2 * T * d
-    layer_flops = {"mlp": mlp, "attn": attention, "head": attention}.get(config.block, mlp + attention)
     depth = int(architecture.num_hidden_layers) if config.block == "model" else 1
-    # a row of J pulls one cotangent back through all tokens; block-diagonal rows share it
-    rows = d if diagonal else N
+    forming = {"mlp": 2.0 * T * d * d * d_ff, "attn": 4.0 * heads * d * d * blocks, "head": 4.0 * d * d * blocks}
+    # by autodiff, each row of J pulls one cotangent back through all tokens
+    pulled = N * T * depth * (2.0 * 2 * d * d_ff + 2.0 * 4 * d * d + 2.0 * 2 * T * d)
     svd = 8 / 3 * (T * d**3 if diagonal else N**3)
+    # what a closed form keeps: folded weights and gathered rows; P and a few (T, heads, d) arrays
+    pieces = {"mlp": 4 * d * d_ff, "attn": heads * (d * d + 6 * T * d), "head": d * d + 6 * T * d}
     weights = parameter_count(architecture) * size
     return Plan(
         model=name,
@@ -103,12 +104,13 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
         shape=(N, N),
         structure=structure.name,
         route="one small SVD a token" if diagonal else "one dense SVD",
-        flops=len(listed) * (rows * T * layer_flops * depth + svd),
+        flops=len(listed) * (forming.get(config.block, pulled) + svd),
         disk=(1 if config.discard_jacobian else len(listed)) * blocks * d * d * size
         + len(listed) * N * (2 * config.vectors + 1) * size,
         memory=PROCESS_BYTES
         + weights
         + depth * (4 * d * d + 2 * d * d_ff) * 12  # the block's layers once more in each precision
+        + 12 * pieces.get(config.block, 0)  # likewise
         + 20 * T * d * size * int(architecture.num_hidden_layers)  # what is captured of every layer
         + 2 * config.vectors * 2 * N * size * len(listed)  # U and Vh of all jobs, and once more while written
         + _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d)),

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import torch
 
-from tightpass.jacobian.norm import NormAt
+from tightpass.jacobian.norm import NormAt, sum_of
 from tightpass.kernels import ops
 
 SCORE_BYTES = 4 * 2**20
@@ -57,6 +57,11 @@ class ClosedAttention:
             scores = scores.masked_fill(future, -torch.inf)
         self.a = scores.softmax(-1)  # (H, T, T)
         self.o = self.a @ heads.v  # (H, T, d_head)
+
+    @property
+    def width(self) -> int:
+        """Elements of the widest intermediate of a product, per token and column."""
+        return max(self.count * self.d_head, self.d_in, self.d_out)
 
     # ---- pieces, made once
 
@@ -162,78 +167,81 @@ class ClosedAttention:
 
     @cached_property
     def _mixings(self) -> torch.Tensor:
-        """(T, H, d_head, d_head)."""
-        return torch.stack([self._mixing(t) for t in range(self.tokens)])
+        """(H, T, d_head, d_head)."""
+        return torch.stack([self._mixing(t) for t in range(self.tokens)], 1)
 
-    # ---- products
+    # ---- products: everything that depends on columns is (T, k, heads·d_head), so that all columns share each GEMM
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
-        """J on (k, T, d_in) tangents -> (k, T, d_out)."""
-        columns, T, H, dh = tangents.shape[0], self.tokens, self.count, self.d_head
+        """J on (k, T, d_in) tangents -> (k, T, d_out). Fastest where tangents.transpose(0, 1) is contiguous."""
         at = tangents if self.norm is None else self.norm.push(tangents)
-        dq, dk, dv = (
-            (at.reshape(columns * T, -1) @ W.reshape(H * dh, -1).T).view(columns, T, H, dh)
-            for W in (self.heads.Wq, self.heads.Wk, self.heads.Wv)
-        )
-        # Σ_s a_ts (v_s − o_t)·scale·(k_s·dq_t): one small matrix a head and token
-        mixed = torch.einsum("thij,kthj->kthi", self._mixings, dq)
-        for h in range(H):
-            for part in self._parts(columns):
-                mixed[part, :, h] += self._over_tokens(h, dk[part, :, h], dv[part, :, h])
-        out = (mixed.reshape(columns * T, H * dh) @ self.heads.Wo.reshape(self.d_out, -1).T).view(columns, T, -1)
-        return out.add_(tangents) if self.residual else out
+        dq, dk, dv = (self._project(at, W) for W in (self.heads.Wq, self.heads.Wk, self.heads.Wv))
+        mixed = torch.empty_like(dq)
+        for h in range(self.count):
+            here = slice(h * self.d_head, (h + 1) * self.d_head)
+            # Σ_s a_ts (v_s − o_t)·scale·(k_s·dq_t): one small matrix a token
+            mixed[:, :, here] = dq[:, :, here] @ self._mixings[h].mT
+            values = dv[:, :, here].contiguous()
+            for part in self._column_parts(values.shape[1]):
+                self._add_over_tokens(h, dk[:, part, here], values[:, part], mixed[:, part, here])
+        out = mixed @ self.heads.Wo.reshape(self.d_out, -1).T
+        return (out.transpose(0, 1) + tangents) if self.residual else out.transpose(0, 1)
 
-    def _parts(self, columns: int) -> list[slice]:
-        step = max(1, SCORE_BYTES // (self.tokens**2 * self.a.element_size()))
+    def _project(self, at: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        """W (H, d_head, d) on (k, T, d): (T, k, H·d_head)."""
+        return at.transpose(0, 1) @ W.reshape(-1, W.shape[-1]).T
+
+    def _column_parts(self, columns: int) -> list[slice]:
+        rows = max(r.stop - r.start for r in self._row_parts())
+        step = max(1, SCORE_BYTES // (self.tokens * rows * self.a.element_size()))
         return [slice(i, min(i + step, columns)) for i in range(0, columns, step)]
-
-    def _over_tokens(self, h: int, dk: torch.Tensor, dv: torch.Tensor) -> torch.Tensor:
-        """Σ_s a_ts·[(v_s − o_t)·scale·(q_t·dk_s) + dv_s] for (k, T, d_head) tangents of keys and values."""
-        a, v = self.a[h], self.heads.v[h]
-        out = dv.new_empty(dv.shape)
-        for rows in self._row_parts():
-            n = self._columns(rows.stop - 1)
-            weights = (self.heads.scale * self.heads.q[h, rows]) @ dk[:, :n].mT  # (k, rows, n)
-            weights.mul_(a[rows, :n])
-            o = self.o[h, rows]
-            out[:, rows] = weights @ v[:n] - weights.sum(-1, keepdim=True) * o + a[rows, :n] @ dv[:, :n]
-        return out
 
     def _row_parts(self) -> list[slice]:
         """Groups of output tokens: causal rows need fewer input tokens at the start."""
-        parts = 4 if self.causal and self.tokens >= 64 else 1
+        parts = max(1, self.tokens // 32) if self.causal else 1
         edges = [round(i * self.tokens / parts) for i in range(parts + 1)]
-        return [slice(lo, hi) for lo, hi in pairwise(edges) if hi > lo]
+        return [slice(lo, hi) for lo, hi in pairwise(edges)]
+
+    def _add_over_tokens(self, h: int, dk: torch.Tensor, dv: torch.Tensor, out: torch.Tensor) -> None:
+        """out_t += Σ_s a_ts·[(v_s − o_t)·scale·(q_t·dk_s) + dv_s], all (T, k, d_head)."""
+        a, v, columns = self.a[h], self.heads.v[h], dk.shape[1]
+        for rows in self._row_parts():
+            n, count = self._columns(rows.stop - 1), rows.stop - rows.start
+            q = self.heads.scale * self.heads.q[h, rows]
+            weights = (dk[:n].flatten(0, 1) @ q.T).view(n, columns, count).mul_(a[rows, :n].T[:, None])
+            pulled = (weights.view(n, -1).T @ v[:n]).view(columns, count, -1)
+            pulled -= weights.sum(0)[..., None] * self.o[h, rows]
+            out[rows] += pulled.transpose(0, 1)
+            out[rows] += (a[rows, :n] @ dv[:n].flatten(1)).view(count, columns, -1)
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
-        """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in)."""
-        columns, T, H, dh = cotangents.shape[0], self.tokens, self.count, self.d_head
-        g = (cotangents.reshape(columns * T, -1) @ self.heads.Wo.reshape(self.d_out, -1)).view(columns, T, H, dh)
-        dq = torch.einsum("thij,kthi->kthj", self._mixings, g)
-        dk, dv = torch.empty_like(dq), torch.empty_like(dq)
-        for h in range(H):
-            for part in self._parts(columns):
-                dk[part, :, h], dv[part, :, h] = self._back_over_tokens(h, g[part, :, h])
-        back = [
-            d.reshape(columns * T, H * dh) @ W.reshape(H * dh, -1)
-            for d, W in ((dq, self.heads.Wq), (dk, self.heads.Wk), (dv, self.heads.Wv))
-        ]
-        at = back[0].add_(back[1]).add_(back[2]).view(columns, T, -1)
+        """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in). Fastest where cotangents.transpose(0, 1) is contiguous."""
+        g = cotangents.transpose(0, 1) @ self.heads.Wo.reshape(self.d_out, -1)  # (T, k, H·d_head)
+        dq, dk, dv = torch.empty_like(g), torch.zeros_like(g), torch.zeros_like(g)
+        for h in range(self.count):
+            here = slice(h * self.d_head, (h + 1) * self.d_head)
+            dq[:, :, here] = g[:, :, here] @ self._mixings[h]
+            mine = g[:, :, here].contiguous()
+            for part in self._column_parts(mine.shape[1]):
+                self._add_back_over_tokens(h, mine[:, part], dk[:, part, here], dv[:, part, here])
+        at = sum_of(
+            d @ W.reshape(-1, W.shape[-1]) for d, W in ((dq, self.heads.Wq), (dk, self.heads.Wk), (dv, self.heads.Wv))
+        ).transpose(0, 1)
         out = at if self.norm is None else self.norm.push(at)
         return out + cotangents if self.residual else out
 
-    def _back_over_tokens(self, h: int, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The transpose of `_over_tokens`: (k, T, d_head) cotangents of keys and of values."""
-        a, v = self.a[h], self.heads.v[h]
-        dk, dv = torch.zeros_like(g), torch.zeros_like(g)
+    def _add_back_over_tokens(self, h: int, g: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> None:
+        """The transpose of `_add_over_tokens`: cotangents of keys and values, all (T, k, d_head)."""
+        a, v, columns = self.a[h], self.heads.v[h], g.shape[1]
         for rows in self._row_parts():
-            n = self._columns(rows.stop - 1)
-            at = g[:, rows]
-            weights = at @ v[:n].T - (at * self.o[h, rows]).sum(-1, keepdim=True)  # (k, rows, n)
-            weights.mul_(a[rows, :n])
-            dk[:, :n] += weights.mT @ (self.heads.scale * self.heads.q[h, rows])
-            dv[:, :n] += a[rows, :n].T @ at
-        return dk, dv
+            n, count = self._columns(rows.stop - 1), rows.stop - rows.start
+            at = g[rows]
+            weights = (at.flatten(0, 1) @ v[:n].T).view(count, columns, n)
+            weights -= (at * self.o[h, rows, None]).sum(-1, keepdim=True)
+            weights *= a[rows, None, :n]
+            q = self.heads.scale * self.heads.q[h, rows]
+            dk[:n] += (weights.view(count, -1).T @ q).view(columns, n, -1).transpose(0, 1)
+            dv[:n] += (a[rows, :n].T @ at.flatten(1)).view(n, columns, -1)
 
     # ---- norm
 

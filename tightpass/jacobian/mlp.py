@@ -13,7 +13,7 @@ from functools import cached_property
 
 import torch
 
-from tightpass.jacobian.norm import NormAt
+from tightpass.jacobian.norm import NormAt, sum_of
 from tightpass.kernels import ops
 
 
@@ -44,6 +44,11 @@ class ClosedMLP:
         self.down, self.branches, self.norm, self.residual = down, tuple(branches), norm, residual
         self.d_out, self.d_in = down.shape[0], branches[0].weight.shape[1]
         self.tokens = branches[0].slope.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Elements of the widest intermediate of a product, per token and column."""
+        return max(self.down.shape)
 
     @cached_property
     def _down_rows(self) -> torch.Tensor:
@@ -76,7 +81,7 @@ class ClosedMLP:
             parts.append(
                 ops.gather_rows(branch.weight, index, branch.slope[t][index], rows, token, norm, threads=threads)
             )
-        return _total(parts)
+        return sum_of(parts)
 
     def blocks(self, tokens: range, out: torch.Tensor | None = None) -> torch.Tensor:
         """Blocks (t, t) of some tokens, (len(tokens), d_out, d_in)."""
@@ -92,13 +97,13 @@ class ClosedMLP:
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
         """J on (k, T, d_in) tangents -> (k, T, d_out)."""
         at = tangents if self.norm is None else self.norm.push(tangents)
-        out = _total([(at @ branch.weight.T).mul_(branch.slope) for branch in self.branches]) @ self.down.T
+        out = sum_of([(at @ branch.weight.T).mul_(branch.slope) for branch in self.branches]) @ self.down.T
         return out.add_(tangents) if self.residual else out
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in)."""
         hidden = cotangents @ self.down
-        at = _total([(hidden * branch.slope) @ branch.weight for branch in self.branches])
+        at = sum_of([(hidden * branch.slope) @ branch.weight for branch in self.branches])
         out = at if self.norm is None else self.norm.push(at)
         return out + cotangents if self.residual else out
 
@@ -117,15 +122,8 @@ class ClosedMLP:
                 trace += slope @ (self.down.double().cpu().T * weight).sum(-1)
         if self.norm is not None:
             xhat, r = self.norm.xhat.double().cpu(), self.norm.r.double().cpu()
-            through = _total([slope * (xhat @ weight.T) for slope, weight in zip(slopes, weights, strict=True)])
+            through = sum_of([slope * (xhat @ weight.T) for slope, weight in zip(slopes, weights, strict=True)])
             total = r.square() * (total - self.norm.squared_shrink().double().cpu() * ((through @ G) * through).sum(-1))
             if self.residual:
                 trace = r * (trace - ((through @ self.down.double().cpu().T) * xhat).sum(-1) / self.d_in)
         return float((total + 2 * trace).sum()) + (self.tokens * self.d_in if self.residual else 0)
-
-
-def _total(parts: list[torch.Tensor]) -> torch.Tensor:
-    """The sum of one or two arrays, into the first."""
-    for part in parts[1:]:
-        parts[0].add_(part)
-    return parts[0]

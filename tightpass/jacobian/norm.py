@@ -7,6 +7,7 @@ weights that follow the norm, once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,14 @@ class NormAt:
         """2/d − ‖x̂‖²/d², (T,): ‖w·dN‖² = r²·(‖w'‖² − shrink·(w'·x̂)²)."""
         d = self.xhat.shape[-1]
         return 2 / d - self.xhat.square().sum(-1) / d**2
+
+
+def sum_of(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of some fresh arrays, into the first."""
+    first, *others = parts
+    for part in others:
+        first.add_(part)
+    return first
 
 
 def norm_at(module: nn.Module | None, x: torch.Tensor) -> NormAt | None:

@@ -26,7 +26,9 @@ from tightpass.structure import BlockDiagonal, Dense, Structure
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 PANEL_ELEMENTS = 2_500_000  # of a group of blocks: the same tokens in every precision
-PRODUCT_BYTES = 128 * 2**20  # of the widest intermediate of a product in closed form
+# Of each (columns, tokens, width) intermediate of a closed form's product. Under 32 MiB the allocator reuses its heap
+# instead of mapping fresh pages for every one (as in `autodiff.ARENA_BYTES`).
+PRODUCT_BYTES = 26 * 2**20
 
 
 @dataclass(frozen=True)
@@ -127,31 +129,33 @@ class Jacobian:
     def matmat(self, X: Array) -> Array:
         """J X for X of shape (N_in, k)."""
         columns = self._operand(X, self.shape[1], "matmat")
-        out = self._push(columns.T.reshape(-1, self.tokens_in, self.d_in).contiguous())
+        out = self._push(_by_token(columns, self.tokens_in))
         return _like(out.reshape(-1, self.shape[0]).T, X)
 
     def rmatmat(self, Y: Array) -> Array:
         """Jᵀ Y for Y of shape (N_out, k)."""
         columns = self._operand(Y, self.shape[0], "rmatmat")
-        out = self._pull(columns.T.reshape(-1, self.tokens_out, self.d_out).contiguous())
+        out = self._pull(_by_token(columns, self.tokens_out))
         return _like(out.reshape(-1, self.shape[1]).T, Y)
 
     def _push(self, tangents: torch.Tensor) -> torch.Tensor:
         if self.form is None:
             return self._whole.push(tangents)
-        with torch.no_grad():
-            return torch.cat([self.form.push(part) for part in tangents.split(self._product_columns())])
+        return self._in_parts(self.form, self.form.push, tangents)
 
     def _pull(self, cotangents: torch.Tensor) -> torch.Tensor:
         if self.form is None:
             return self._whole.pull(cotangents)
-        with torch.no_grad():
-            return torch.cat([self.form.pull(part) for part in cotangents.split(self._product_columns())])
+        return self._in_parts(self.form, self.form.pull, cotangents)
 
-    def _product_columns(self) -> int:
-        """Columns that a closed form carries at once."""
+    def _in_parts(self, form: ClosedForm, product: Function, columns: torch.Tensor) -> torch.Tensor:
+        """A product of a closed form, as many columns at once as `PRODUCT_BYTES` allow."""
         budget = PRODUCT_BYTES if self.memory is None else min(PRODUCT_BYTES, self.memory // 16)
-        return max(1, budget // (self.tokens_in * max(self._width, self.d_in) * self.x.itemsize))
+        step = max(1, budget // (self.tokens_in * form.width * self.x.itemsize))
+        with torch.no_grad():
+            if len(columns) <= step:
+                return product(columns)
+            return torch.cat([product(part) for part in columns.split(step)])
 
     def _operand(self, X: Any, rows: int, verb: str) -> torch.Tensor:
         tensor: Any = X
@@ -318,6 +322,11 @@ def jacobian(
     if x is None:
         raise InputError("jacobian(fn, x) of a function needs the point x, a (tokens, d) tensor")
     return Jacobian(fn, x, structure, memory=memory)
+
+
+def _by_token(X: torch.Tensor, tokens: int) -> torch.Tensor:
+    """(tokens·d, k) -> (k, tokens, d), stored as (tokens, k, d)."""
+    return X.reshape(tokens, -1, X.shape[1]).transpose(1, 2).contiguous().transpose(0, 1)
 
 
 def _check_vector(x: Array, size: int, verb: str) -> Array:
