@@ -23,9 +23,10 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
+        # --fresh: an earlier build's cache names tools of a build environment that is gone
         run(
             [
-                *("cmake", "-S", str(Path(__file__).resolve().parent), "-B", str(work), "-G", "Ninja"),
+                *("cmake", "--fresh", "-S", str(Path(__file__).resolve().parent), "-B", str(work), "-G", "Ninja"),
                 *("-DTIGHTPASS_EXTENSION=ON", f"-DTIGHTPASS_CUDA={os.environ.get('TIGHTPASS_CUDA', 'AUTO')}"),
                 *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"),
                 "-DCMAKE_BUILD_TYPE=Release",

@@ -202,6 +202,13 @@ def wrong(**changes):
         ({"diagonal": lambda _: [0, 1, 2]}, "diagonal: expected 4 integers"),
         ({"first": lambda _: [0, 1, 3, 6]}, "out: expected at least 10 blocks"),
         ({"first": lambda _: [0, 1, -3, 6], "out": lambda out: out.reshape(-1, 5, 9)}, "first: expected indices"),
+        (
+            {"first": lambda _: [0, 1, 2, 6], "out": lambda out: out.reshape(-1, 5, 9)},
+            "first: .* that no two rows share",
+        ),
+        ({"first": lambda _: [0, 1], "out": lambda out: out.reshape(-1, 5, 9)}, "first: expected 4 indices"),
+        ({"out": lambda out: out[:, :1].expand(4, 4, 5, 9)}, "out: entries overlap"),
+        ({"norm": lambda norm: norm[:3]}, "norm: expected px, kx, qx, x̂ and r together"),
         ({"norm": lambda norm: (*norm[:4], None)}, "norm: expected px, kx, qx, x̂ and r together"),
         ({"norm": lambda norm: (*norm[:4], norm[4][:3])}, r"r: expected shape \(4,\), got \(3,\)"),
         ({"threads": lambda _: 0}, "threads: expected at least 1, got 0"),
@@ -223,6 +230,10 @@ def test_wrong_rows_are_named():
         ops.gather_rows(weight, torch.tensor([0, 1]), None, out, token=torch.tensor([0, 0]))
     with pytest.raises(InputError, match=r"gamma: expected shape \(4,\)"):
         ops.norm_right(weight, weight[0], 1.0, torch.empty(5, 4), weight[:, 0])
+    fixed = np.zeros((2, 4), dtype=np.float32)
+    fixed.flags.writeable = False
+    with pytest.raises(InputError, match="out: expected an array that can be written to"):
+        ops.gather_rows(weight.numpy(), np.array([0, 1]), None, fixed)
     with pytest.raises(InputError, match="weight: expected an array of NumPy, torch or CuPy, got list"):
         ops.gather_rows([1.0], torch.tensor([0]), None, out)
 

@@ -37,7 +37,9 @@ bool allowed(const char* name) {  // TIGHTPASS_ISA limits the choice, so that te
 
 Isa choose() {
 #ifdef TIGHTPASS_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && allowed("avx512")) return Isa::avx512;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      allowed("avx512"))
+    return Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2")) return Isa::avx2;
 #endif
   return Isa::baseline;

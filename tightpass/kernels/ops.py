@@ -7,8 +7,10 @@ plainly in `reference.py`. Raises InputError, naming the argument, before any na
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ class Layout:
     strides: tuple[int, ...]
     dtype: str
     device: str
+    writable: bool
 
     @property
     def handed_over(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -41,7 +44,7 @@ def layout(name: str, array: Array) -> Layout:
     """Raises InputError for anything but an array of NumPy, torch or CuPy."""
     if isinstance(array, torch.Tensor):
         dtype = str(array.dtype).removeprefix("torch.")
-        return Layout(array.data_ptr(), tuple(array.shape), tuple(array.stride()), dtype, str(array.device))
+        return Layout(array.data_ptr(), tuple(array.shape), tuple(array.stride()), dtype, str(array.device), True)
     interface = getattr(array, "__cuda_array_interface__", None)
     device = "cpu" if interface is None else f"cuda:{array.device.id}"
     interface = interface or getattr(array, "__array_interface__", None)
@@ -51,7 +54,8 @@ def layout(name: str, array: Array) -> Layout:
     if any(step % size for step in array.strides):
         raise InputError(f"{name}: strides {array.strides} are no multiples of its element size {size}")
     strides = tuple(step // size for step in array.strides)
-    return Layout(interface["data"][0], tuple(array.shape), strides, str(array.dtype), device)
+    address, read_only = interface["data"]
+    return Layout(address, tuple(array.shape), strides, str(array.dtype), device, not read_only)
 
 
 def kind(array: Array) -> str:
@@ -90,6 +94,20 @@ class _Call:
             raise InputError(f"{name}: its last axis must be contiguous, got strides {found.strides} in elements")
         self.given[name] = found.handed_over
 
+    def add_output(self, array: Array, shape: Sequence[int]) -> None:
+        """`out`: its rows contiguous, writable, and no two of its entries in one place."""
+        self.add("out", array, shape, rows=True)
+        found = layout("out", array)
+        if not found.writable:
+            raise InputError("out: expected an array that can be written to, got a read-only one")
+        reach = 1
+        for step, extent in sorted((s, n) for s, n in zip(found.strides, found.shape, strict=True) if n > 1):
+            if step < reach:
+                raise InputError(
+                    f"out: entries overlap, or run backwards: strides {found.strides} of shape {found.shape}"
+                )
+            reach = step * (extent - 1) + reach
+
     def add_indices(self, name: str, values: Array | None, count: int, below: int) -> Array | None:
         """`count` integers in [0, below), as an int64 array beside the others."""
         if values is None:
@@ -118,10 +136,14 @@ class _Call:
             with torch.cuda.device(self.device):
                 queue = current_stream(self.first) if stream is None else stream
                 getattr(native.extension, f"cuda_{self.operation}_{self.dtype}")(self.given, queue)
+                if queue != current_stream(self.first):  # the indices made here belong to the library's own stream
+                    torch.cuda.ExternalStream(queue).synchronize()
         else:
             count = torch.get_num_threads() if threads is None else threads
             if count < 1:
                 raise InputError(f"threads: expected at least 1, got {count}")
+            # more threads than the system grants would end the process
+            count = min(count, os.cpu_count() or 1)
             getattr(native.extension, f"cpu_{self.operation}_{self.dtype}")(self.given, count)
         return True
 
@@ -171,7 +193,7 @@ def attention_blocks(
                 blocks are right-multiplied by a norm that is folded into p, k and q
     """
     call = _Call("attention_blocks", "a", a)
-    if layout("a", a).shape.__len__() != 3:
+    if len(layout("a", a).shape) != 3:
         raise InputError(f"a: expected (rows, heads, tokens), got shape {layout('a', a).shape}")
     rows, H, T = a.shape
     if len(layout("p", p).shape) != 3:
@@ -183,9 +205,9 @@ def attention_blocks(
     call.add("p", p, (H, d_out, d_in), rows=True)
     call.add("k", k, (rows, H, d_in), rows=True)
     call.add("q", q, (rows, d_out, d_in), rows=True)
-    px, kx, qx, x, r = (None,) * 5 if norm is None else norm
-    if norm is not None and any(part is None for part in norm):
+    if norm is not None and (len(norm) != 5 or any(part is None for part in norm)):
         raise InputError("norm: expected px, kx, qx, x̂ and r together, or None; got some of them")
+    px, kx, qx, x, r = (None,) * 5 if norm is None else norm
     call.add("px", px, (d_out, H, T))
     call.add("kx", kx, (rows, H, T))
     call.add("qx", qx, (rows, d_out))
@@ -195,21 +217,29 @@ def attention_blocks(
     call.add_indices("diagonal", np.asarray(diagonal), rows, T)
     place = layout("out", out)
     if first is None:
-        call.add("out", out, (rows, T, d_out, d_in), rows=True)
+        call.add_output(out, (rows, T, d_out, d_in))
         starts, steps = np.arange(rows) * place.strides[0], place.strides[1:3]
     else:
-        blocks = int(max((f + c for f, c in zip(first, columns, strict=True)), default=0))
-        if not place.shape or place.shape[0] < blocks:
-            raise InputError(f"out: expected at least {blocks} blocks, got shape {place.shape}")
-        call.add("out", out, (place.shape[0], d_out, d_in), rows=True)
+        ranges = _block_ranges(first, columns)
+        if not place.shape or place.shape[0] < ranges[-1][1]:
+            raise InputError(f"out: expected at least {ranges[-1][1]} blocks, got shape {place.shape}")
+        call.add_output(out, (place.shape[0], d_out, d_in))
         starts, steps = np.asarray(first, dtype=np.int64) * place.strides[0], place.strides[:2]
-        if rows and starts.min() < 0:
-            raise InputError(f"first: expected indices of blocks, got {list(first)}")
     call.add_indices("start", starts, rows, 2**62)
     call.given |= {"out": place.address, "block_stride": steps[0], "row_stride": steps[1]}
     if not call.run(threads, stream):
         reference.attention_blocks(a, vo, oo, p, k, q, out, columns, diagonal, first, norm)
     return out
+
+
+def _block_ranges(first: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, end) of each row's blocks in packed memory, sorted. Raises InputError if two rows share a block."""
+    if len(first) != len(columns):
+        raise InputError(f"first: expected {len(columns)} indices, one a row, got {len(first)}")
+    ranges = sorted((int(f), int(f) + int(c)) for f, c in zip(first, columns, strict=True)) or [(0, 0)]
+    if ranges[0][0] < 0 or any(after[0] < before[1] for before, after in pairwise(ranges)):
+        raise InputError(f"first: expected indices of blocks that no two rows share, got {list(first)}")
+    return ranges
 
 
 def gather_rows(
@@ -238,7 +268,7 @@ def gather_rows(
     call.add("x", x, (tokens, d), rows=True)
     call.add("r", r, (tokens,))
     of = call.add_indices("token", token, n, tokens)
-    call.add("out", out, (n, d), rows=True)
+    call.add_output(out, (n, d))
     if not call.run(threads, stream):
         reference.gather_rows(weight, where, slope, out, of, norm)
     return out
@@ -265,7 +295,7 @@ def norm_right(
     call.add("m", m, (n, d), rows=True)
     call.add("x", x, (d,), rows=True)
     call.add("gamma", gamma, (d,), rows=True)
-    call.add("out", out, (n, d), rows=True)
+    call.add_output(out, (n, d))
     call.given |= {"r": float(r), "centred": bool(centred)}
     if not call.run(threads, stream):
         reference.norm_right(m, x, r, out, gamma, centred)
