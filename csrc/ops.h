@@ -1,8 +1,8 @@
 // The contract: every operation once, for the namespaces cpu and cuda, in float and double.
 //
 // Arguments have been checked by the caller (kernels/ops.py): shapes agree, the last axis of every
-// array of rows is contiguous, nothing overlaps but what is said here. CUDA operations are queued
-// on `stream` and return at once.
+// array of rows is contiguous, nothing overlaps but what is said here. CUDA kernels are queued
+// on `stream`, and are not waited for.
 #pragma once
 #include "view.h"
 

@@ -208,6 +208,16 @@ def wrong(**changes):
         ),
         ({"first": lambda _: [0, 1], "out": lambda out: out.reshape(-1, 5, 9)}, "first: expected 4 indices"),
         ({"out": lambda out: out[:, :1].expand(4, 4, 5, 9)}, "out: entries overlap"),
+        ({"q": lambda _: None}, "q: expected a torch.Tensor like a .*, got a builtins.NoneType"),
+        ({"vo": lambda _: None}, "vo: expected a torch.Tensor like a .*, got a builtins.NoneType"),
+        (
+            {"q": lambda q: q, "out": lambda out: out, "p": lambda p: torch.complex(p, p).conj().imag},
+            "p: .* negation|p: its last axis",
+        ),
+        (
+            {"first": lambda _: [0.0, 1.5, 3.0, 6.0], "out": lambda out: out.reshape(-1, 5, 9)},
+            "first: expected 4 indices",
+        ),
         ({"norm": lambda norm: norm[:3]}, "norm: expected px, kx, qx, x̂ and r together"),
         ({"norm": lambda norm: (*norm[:4], None)}, "norm: expected px, kx, qx, x̂ and r together"),
         ({"norm": lambda norm: (*norm[:4], norm[4][:3])}, r"r: expected shape \(4,\), got \(3,\)"),
@@ -230,6 +240,14 @@ def test_wrong_rows_are_named():
         ops.gather_rows(weight, torch.tensor([0, 1]), None, out, token=torch.tensor([0, 0]))
     with pytest.raises(InputError, match=r"gamma: expected shape \(4,\)"):
         ops.norm_right(weight, weight[0], 1.0, torch.empty(5, 4), weight[:, 0])
+    with pytest.raises(InputError, match="norm: expected x̂ and r together"):
+        ops.gather_rows(weight, torch.tensor([0, 1]), None, out, torch.tensor([0, 0]), (weight[:1], None))
+    with pytest.raises(InputError, match=r"x: expected a torch\.Tensor"):
+        ops.norm_right(weight, None, 1.0, torch.empty(5, 4))
+    with pytest.raises(InputError, match="weight: shares memory with out"):
+        ops.gather_rows(weight, torch.tensor([4, 3, 2, 1, 0]), None, weight)
+    with pytest.raises(InputError, match="m: shares memory with out"):
+        ops.norm_right(weight[:-1], weight.new_ones(4), 1.0, weight[1:])
     fixed = np.zeros((2, 4), dtype=np.float32)
     fixed.flags.writeable = False
     with pytest.raises(InputError, match="out: expected an array that can be written to"):
@@ -257,8 +275,15 @@ def test_the_native_kernels_are_there():
     assert diagnosis()["kernels"] == native.description()
 
 
+def in_a_process(program, folder, environment=None):
+    """Runs Python code away from the checkout, which would be imported instead of the installed package."""
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(isa):
+def test_every_instruction_set(isa, tmp_path):
     """The attention tests once more with a narrower instruction set, in a process of its own."""
     program = (
         "import torch; from tightpass.kernels import native, ops; import test_kernels as t\n"
@@ -267,19 +292,21 @@ def test_every_instruction_set(isa):
         "    for dtype in t.DTYPES: t.test_attention_blocks(size, True, True, dtype, 'cpu')\n"
     )
     environment = os.environ | {"TIGHTPASS_ISA": isa, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    done = in_a_process(program, tmp_path, environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in {"baseline", "avx2", isa}
+    assert done.stdout.strip() in {"baseline": {"baseline"}, "avx2": {"baseline", "avx2"}}.get(
+        isa, {"baseline", "avx2", isa}
+    )
 
 
-def test_the_reference_takes_over_where_it_is_asked_for():
+def test_the_reference_takes_over_where_it_is_asked_for(tmp_path):
     program = (
         "import torch, tightpass.kernels.native as n; from tightpass.kernels import ops; assert n.extension is None\n"
         "out = ops.norm_right(torch.ones(2, 3), torch.zeros(3), 1.0, torch.empty(2, 3)); assert not out.any()\n"
         "print(n.description())"
     )
     environment = os.environ | {native.SWITCH: "reference"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    done = in_a_process(program, tmp_path, environment)
     assert done.stdout.startswith("reference"), done.stderr
 
 
@@ -292,7 +319,7 @@ def test_a_broken_extension_raises(tmp_path):
         f"k.__path__.insert(0, {str(tmp_path)!r}); sys.modules.pop('tightpass.kernels._native', None)\n"
         "importlib.reload(sys.modules['tightpass.kernels.native'])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = in_a_process(program, tmp_path)
     assert done.returncode != 0
     assert "ImportError" in done.stderr
 

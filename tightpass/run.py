@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from tightpass.plan import check_fits, check_settings, jobs, plan, plan_for
 from tightpass.rank.evidence import Evidence, collect
 from tightpass.rank.verdict import Spectrum, verdict
 from tightpass.report import plots, table
-from tightpass.spectra.exact import singular_values
+from tightpass.spectra.exact import Factors, singular_values
 from tightpass.spectra.verify import SMALL, check_values, tolerance
 from tightpass.store import journal, results
 from tightpass.store.lock import exclusive
@@ -300,15 +301,15 @@ class _Job:
         """One job, from its published shard where there is one."""
         path = shard_path(self.directory, options.name)
         seconds: dict[str, float] = {}
-        with timed(seconds, "block"):
-            block = build(self.captured, options)
-            J = Jacobian(block.function(), block.x, block.structure, block=block, memory=self.memory)
         if self.has_shard(options.name, identity):
             shard = Shard(path)
-            return Record(identity, self.judged(shard, seconds, J), seconds)
+            made = cache(lambda: self.jacobian(options))  # only if the values ask for its factors
+            return Record(identity, self.judged(shard, seconds, options, lambda t: made().factors(t)), seconds)
+        with timed(seconds, "block"):
+            J = self.jacobian(options)
         with timed(seconds, "jacobian, floor and storage"):
             layout = Layout(J.structure, J.tokens_out, J.tokens_in, J.d_out, J.d_in, self.config.dtype)
-            x = block.x.cpu().numpy()
+            x = J.x.cpu().numpy()
             writer = write_shard(path, layout, identity, x, lambda keep: collect(J, keep).as_dict())
         try:
             if not self.config.discard_jacobian:
@@ -316,14 +317,18 @@ class _Job:
                     shard = writer.publish()
             else:
                 shard = Shard(writer.part)
-            return Record(identity, self.judged(shard, seconds, J), seconds)
+            return Record(identity, self.judged(shard, seconds, options, J.factors), seconds)
         finally:
             writer.discard()
 
-    def judged(self, shard: Shard, seconds: dict[str, float], J: Jacobian) -> Spectrum:
+    def jacobian(self, options: Options) -> Jacobian:
+        block = build(self.captured, options)
+        return Jacobian(block.function(), block.x, block.structure, block=block, memory=self.memory)
+
+    def judged(self, shard: Shard, seconds: dict[str, float], options: Options, factors: Factors) -> Spectrum:
         with timed(seconds, "spectrum"):
             evidence = Evidence.from_dict(shard.evidence)
-            return verdict(shard, evidence, J.name, len(self.tokens.ids), self.config.vectors, J.factors)
+            return verdict(shard, evidence, options.name, len(self.tokens.ids), self.config.vectors, factors)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from torch import nn
 
 from tightpass.jacobian.attention import ClosedAttention, Heads
 from tightpass.jacobian.mlp import Branch, ClosedMLP, slope_of
-from tightpass.jacobian.norm import norm_at
+from tightpass.jacobian.norm import NoClosedFormError, norm_at
+from tightpass.jacobian.probe import explained, ratio
 from tightpass.models.blocks import Block
 
 ClosedForm = ClosedMLP | ClosedAttention
@@ -26,7 +27,7 @@ def closed_form(block: Block) -> ClosedForm | None:
     with torch.no_grad():
         try:
             form: ClosedForm = _mlp(block) if block.kind == "mlp" else _attention(block)
-        except TypeError:  # modules that the formulas do not know
+        except NoClosedFormError:
             return None
     error, allowed = disagreement(form, block)
     if error <= allowed:
@@ -55,18 +56,12 @@ def disagreement(form: ClosedForm, block: Block) -> tuple[float, float]:
         gap = float((mine - pushed).norm())
         adjoint = abs(float((w * mine).sum()) - float((back * v).sum()))
         reach = max(size * float(w.norm()), float(back.norm()) * float(v.norm()))
-    eps = torch.finfo(v.dtype).eps
-    error = max(_ratio(gap, size), _ratio(adjoint, reach))
-    return error, max(1e4 * eps, 1e-9)
-
-
-def _ratio(part: float, whole: float) -> float:
-    return 0.0 if part == 0 else part / whole if whole > 0 else float("inf")
+    return max(ratio(gap, size), ratio(adjoint, reach)), explained(v.dtype)
 
 
 def _linear(module: nn.Module) -> nn.Linear:
     if not isinstance(module, nn.Linear):
-        raise TypeError(f"no closed form for {type(module).__name__}")
+        raise NoClosedFormError(f"no closed form for {type(module).__name__}")
     return module
 
 

@@ -16,6 +16,10 @@ from torch import nn
 from tightpass.kernels import ops
 
 
+class NoClosedFormError(Exception):
+    """A module that the formulas do not know; autodiff takes it."""
+
+
 @dataclass(frozen=True)
 class NormAt:
     """A norm at x: γ (d,), x̂ (T, d), r (T,); `centred` tells LayerNorm from RMSNorm."""
@@ -59,7 +63,7 @@ def sum_of(parts: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def norm_at(module: nn.Module | None, x: torch.Tensor) -> NormAt | None:
-    """The norm at x (T, d). Raises TypeError for a module that is no LayerNorm and no RMSNorm."""
+    """The norm at x (T, d). Raises NoClosedFormError for a module that is no LayerNorm and no RMSNorm."""
     if module is None:
         return None
     weight = getattr(module, "weight", None)
@@ -73,4 +77,4 @@ def norm_at(module: nn.Module | None, x: torch.Tensor) -> NormAt | None:
         eps = float(given) if isinstance(given, float) else torch.finfo(x.dtype).eps  # torch's own default
         r = (x.square().mean(-1) + eps).rsqrt()
         return NormAt(weight, False, (x * r[:, None]).contiguous(), r)
-    raise TypeError(f"no closed form for {type(module).__name__}")
+    raise NoClosedFormError(f"no closed form for {type(module).__name__}")

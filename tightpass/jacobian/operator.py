@@ -97,7 +97,7 @@ class Jacobian:
         """How products and blocks are computed, in words."""
         if self.form is None:
             return "automatic differentiation"
-        return f"closed form, kernels: {native.description()}"
+        return f"closed form, kernels: {native.description(self.device.type)}"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -209,6 +209,13 @@ class Jacobian:
                 blocks = form.write(range(start, stop), self.x.new_empty(count, self.d_out, self.d_in), first)
             yield Panel(tuple(t for t, _ in places), tuple(s for _, s in places), blocks)
             start = stop
+
+    def energy(self) -> float:
+        """‖J‖_F²: in closed form without J where there is one, else from J written out."""
+        if self.form is not None:
+            with torch.no_grad():
+                return self.form.energy()
+        return sum(float(panel.blocks.double().square().sum()) for panel in self.panels())
 
     def factors(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
         """C (n, d_out) and B (n, d_in) with block (t, t) = CᵀB, where fewer units than the width are active.

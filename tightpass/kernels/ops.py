@@ -35,6 +35,16 @@ class Layout:
     writable: bool
 
     @property
+    def extent(self) -> tuple[int, int]:
+        """Address of its first byte, and the one after its last; empty where it has no entries."""
+        if 0 in self.shape:
+            return self.address, self.address
+        size = np.dtype(self.dtype).itemsize
+        ends = [step * (n - 1) * size for step, n in zip(self.strides, self.shape, strict=True)]
+        low, high = sum(min(e, 0) for e in ends), sum(max(e, 0) for e in ends)
+        return self.address + low, self.address + high + size
+
+    @property
     def handed_over(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         """As the extension takes it."""
         return self.address, self.shape, self.strides
@@ -74,13 +84,18 @@ class _Call:
         self.operation, self.first, self.leader = operation, first, f"{name} ({found.dtype}, {found.device})"
         self.dtype, self.device = found.dtype, found.device
         self.given: dict[str, Any] = {}
+        self.extents: dict[str, tuple[int, int]] = {}  # addresses of the first byte, and after the last one
         self.kept: list[Array] = []  # addresses outlive no array: the indices made here live as long as the call
 
-    def add(self, name: str, array: Array | None, shape: Sequence[int], rows: bool = False) -> None:
-        """An array of a shape; with `rows`, its last axis must be contiguous. None is absent."""
-        if array is None:
+    def add(
+        self, name: str, array: Array | None, shape: Sequence[int], rows: bool = False, optional: bool = False
+    ) -> None:
+        """An array of a shape; with `rows`, its last axis must be contiguous. None is absent, where that is allowed."""
+        if array is None and optional:
             self.given[name] = None
             return
+        if isinstance(array, torch.Tensor) and array.is_neg():
+            raise InputError(f"{name}: expected plain values, got a tensor with a pending negation; use resolve_neg()")
         if kind(array) != kind(self.first):
             raise InputError(f"{name}: expected a {kind(self.first)} like {self.leader}, got a {kind(array)}")
         found = layout(name, array)
@@ -93,6 +108,7 @@ class _Call:
         if rows and found.shape[-1] > 1 and found.strides[-1] != 1:
             raise InputError(f"{name}: its last axis must be contiguous, got strides {found.strides} in elements")
         self.given[name] = found.handed_over
+        self.extents[name] = found.extent
 
     def add_output(self, array: Array, shape: Sequence[int]) -> None:
         """`out`: its rows contiguous, writable, and no two of its entries in one place."""
@@ -108,12 +124,19 @@ class _Call:
                 )
             reach = step * (extent - 1) + reach
 
+    def check_apart(self, may_overlap: str | None = None) -> None:
+        """Raises InputError if an input shares memory with `out`, but the one that may."""
+        low, high = self.extents["out"]
+        for name, (start, end) in self.extents.items():
+            if name not in ("out", may_overlap) and start < high and low < end:
+                raise InputError(f"{name}: shares memory with out; give a copy of one of them")
+
     def add_indices(self, name: str, values: Array | None, count: int, below: int) -> Array | None:
         """`count` integers in [0, below), as an int64 array beside the others."""
         if values is None:
             self.given[name] = None
             return None
-        plain = np.ascontiguousarray(values.cpu() if isinstance(values, torch.Tensor) else values)
+        plain = _plain(values)
         if plain.shape != (count,) or plain.dtype.kind not in "iu":
             raise InputError(f"{name}: expected {count} integers, got shape {plain.shape} of {plain.dtype}")
         if count and not (plain.min() >= 0 and plain.max() < below):
@@ -133,11 +156,11 @@ class _Call:
         if native.extension is None or (on_gpu and not native.extension.cuda_built()):
             return False
         if on_gpu:
-            with torch.cuda.device(self.device):
+            with _on_device(self.first):
                 queue = current_stream(self.first) if stream is None else stream
                 getattr(native.extension, f"cuda_{self.operation}_{self.dtype}")(self.given, queue)
                 if queue != current_stream(self.first):  # the indices made here belong to the library's own stream
-                    torch.cuda.ExternalStream(queue).synchronize()
+                    _wait_for(queue, self.first)
         else:
             count = torch.get_num_threads() if threads is None else threads
             if count < 1:
@@ -157,6 +180,30 @@ def _beside(values: np.ndarray, like: Array) -> Array:
     import cupy
 
     return cupy.asarray(values)
+
+
+def _plain(values: Any) -> np.ndarray:
+    """Indices of any kind as a NumPy array; an empty sequence has no kind of its own."""
+    if isinstance(values, torch.Tensor):
+        values = values.cpu()
+    elif hasattr(values, "__cuda_array_interface__"):
+        values = values.get()
+    plain = np.ascontiguousarray(values)
+    return plain if plain.size else plain.astype(np.int64)
+
+
+def _on_device(array: Array) -> Any:
+    """A context in which an array's device is the current one."""
+    return torch.cuda.device(array.device) if isinstance(array, torch.Tensor) else array.device
+
+
+def _wait_for(stream: int, array: Array) -> None:
+    if isinstance(array, torch.Tensor):
+        torch.cuda.ExternalStream(stream).synchronize()
+        return
+    import cupy
+
+    cupy.cuda.ExternalStream(stream).synchronize()
 
 
 def current_stream(array: Array) -> int:
@@ -208,13 +255,13 @@ def attention_blocks(
     if norm is not None and (len(norm) != 5 or any(part is None for part in norm)):
         raise InputError("norm: expected px, kx, qx, x̂ and r together, or None; got some of them")
     px, kx, qx, x, r = (None,) * 5 if norm is None else norm
-    call.add("px", px, (d_out, H, T))
-    call.add("kx", kx, (rows, H, T))
-    call.add("qx", qx, (rows, d_out))
-    call.add("x", x, (T, d_in), rows=True)
-    call.add("r", r, (T,))
-    call.add_indices("columns", np.asarray(columns), rows, T + 1)
-    call.add_indices("diagonal", np.asarray(diagonal), rows, T)
+    call.add("px", px, (d_out, H, T), optional=True)
+    call.add("kx", kx, (rows, H, T), optional=True)
+    call.add("qx", qx, (rows, d_out), optional=True)
+    call.add("x", x, (T, d_in), rows=True, optional=True)
+    call.add("r", r, (T,), optional=True)
+    call.add_indices("columns", columns, rows, T + 1)
+    call.add_indices("diagonal", diagonal, rows, T)
     place = layout("out", out)
     if first is None:
         call.add_output(out, (rows, T, d_out, d_in))
@@ -224,19 +271,29 @@ def attention_blocks(
         if not place.shape or place.shape[0] < ranges[-1][1]:
             raise InputError(f"out: expected at least {ranges[-1][1]} blocks, got shape {place.shape}")
         call.add_output(out, (place.shape[0], d_out, d_in))
-        starts, steps = np.asarray(first, dtype=np.int64) * place.strides[0], place.strides[:2]
+        starts, steps = _plain(first).astype(np.int64) * place.strides[0], place.strides[:2]
     call.add_indices("start", starts, rows, 2**62)
+    within = starts + _plain(diagonal) * steps[0]
+    call.check_apart(may_overlap="q" if _is_diagonal(layout("q", q), place, within, steps[1]) else None)
     call.given |= {"out": place.address, "block_stride": steps[0], "row_stride": steps[1]}
     if not call.run(threads, stream):
         reference.attention_blocks(a, vo, oo, p, k, q, out, columns, diagonal, first, norm)
     return out
 
 
+def _is_diagonal(q: Layout, out: Layout, within: np.ndarray, row_stride: int) -> bool:
+    """Whether q[t] is exactly the block of `out` that starts `within[t]` elements in."""
+    size = np.dtype(out.dtype).itemsize
+    steps = q.strides[0] * np.arange(len(within))
+    return bool(np.all(q.address + steps * size == out.address + within * size)) and q.strides[1] == row_stride
+
+
 def _block_ranges(first: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int]]:
     """(first, end) of each row's blocks in packed memory, sorted. Raises InputError if two rows share a block."""
-    if len(first) != len(columns):
-        raise InputError(f"first: expected {len(columns)} indices, one a row, got {len(first)}")
-    ranges = sorted((int(f), int(f) + int(c)) for f, c in zip(first, columns, strict=True)) or [(0, 0)]
+    starts = _plain(first)
+    if starts.shape != (len(columns),) or starts.dtype.kind not in "iu":
+        raise InputError(f"first: expected {len(columns)} indices, one a row, got {first}")
+    ranges = sorted((int(f), int(f) + int(c)) for f, c in zip(starts, columns, strict=True) if c) or [(0, 0)]
     if ranges[0][0] < 0 or any(after[0] < before[1] for before, after in pairwise(ranges)):
         raise InputError(f"first: expected indices of blocks that no two rows share, got {list(first)}")
     return ranges
@@ -260,15 +317,18 @@ def gather_rows(
     n = len(index)
     call.add("weight", weight, (units, d), rows=True)
     where = call.add_indices("index", index, n, units)
-    call.add("slope", slope, (n,))
+    call.add("slope", slope, (n,), optional=True)
+    if norm is not None and (len(norm) != 2 or any(part is None for part in norm)):
+        raise InputError("norm: expected x̂ and r together, or None; got some of them")
     x, r = (None, None) if norm is None else norm
-    tokens = 0 if x is None else x.shape[0]
+    tokens = 0 if x is None else (layout("x", x).shape or (0,))[0]
     if (token is None) != (norm is None):
         raise InputError("token: expected one for each row exactly where there is a norm")
-    call.add("x", x, (tokens, d), rows=True)
-    call.add("r", r, (tokens,))
+    call.add("x", x, (tokens, d), rows=True, optional=True)
+    call.add("r", r, (tokens,), optional=True)
     of = call.add_indices("token", token, n, tokens)
     call.add_output(out, (n, d))
+    call.check_apart()
     if not call.run(threads, stream):
         reference.gather_rows(weight, where, slope, out, of, norm)
     return out
@@ -294,8 +354,10 @@ def norm_right(
     n, d = m.shape
     call.add("m", m, (n, d), rows=True)
     call.add("x", x, (d,), rows=True)
-    call.add("gamma", gamma, (d,), rows=True)
+    call.add("gamma", gamma, (d,), rows=True, optional=True)
     call.add_output(out, (n, d))
+    mine, theirs = layout("m", m), layout("out", out)
+    call.check_apart(may_overlap="m" if (mine.address, mine.strides) == (theirs.address, theirs.strides) else None)
     call.given |= {"r": float(r), "centred": bool(centred)}
     if not call.run(threads, stream):
         reference.norm_right(m, x, r, out, gamma, centred)

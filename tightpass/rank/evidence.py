@@ -11,6 +11,7 @@ import torch
 
 from tightpass.errors import InputError
 from tightpass.jacobian.operator import Jacobian, Panel
+from tightpass.jacobian.probe import WrittenProduct
 from tightpass.rank.bounds import Bound, structural_bounds, units
 from tightpass.rank.floor import BlockDifferences, Part, arithmetic, assumed_arithmetic
 from tightpass.spectra.verify import squared_norm
@@ -77,13 +78,16 @@ def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
     shadow = Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
     differences = BlockDifferences(J.tokens_out, J.tokens_in)
     energy = largest = 0.0
+    product = WrittenProduct(J.tokens_in, J.x, J.tokens_out, J.d_out)
     for panel, twin in zip(J.panels(), shadow.panels(), strict=True):
         keep(panel)
+        product.add(panel.rows, panel.columns, panel.blocks)
         blocks = panel.blocks.cpu().numpy()
         energy += squared_norm(blocks)
         largest = max(largest, float(np.abs(blocks).max()))
         differences.add(panel.rows, panel.columns, blocks, twin.blocks.cpu().numpy())
     check_range(energy, largest)
+    product.check((J @ product.v.reshape(-1, 1)).reshape(product.sum.shape), J.name)
     found = units(J.block, other)
     return Evidence(
         energy, arithmetic(differences, dtype), structural_bounds(J.block, found), found.kinks, found.active, J.route

@@ -29,6 +29,8 @@ from tightpass.structure import BlockDiagonal, Structure
 
 Matrix = NDArray[np.floating[Any]]
 SAMPLED_BLOCKS = 6
+CANCELLATION = 4.0
+"""Factors are used while ‖C‖_F·‖B‖_F is at most this many times √n·‖A‖_F."""
 Factors = Callable[[int], tuple[Matrix, Matrix] | None]
 """C (n, d_out) and B (n, d_in) with block (t, t) = CᵀB of rank n at most, where known (`Jacobian.factors`)."""
 
@@ -121,8 +123,13 @@ def _triangle(F: Matrix) -> Matrix:
 
 
 def _block_values(A: Matrix, pair: tuple[Matrix, Matrix] | None) -> Matrix:
-    """By the factors where there are some and their answer fits the block that was written."""
-    if pair is not None:
+    """By the factors where there are some, they do not cancel, and their answer fits the block that was written.
+
+    The core's rounding is relative to ‖C‖·‖B‖, which is about √n·‖A‖_F unless terms of CᵀB cancel.
+    """
+    if pair is not None and np.linalg.norm(pair[0]) * np.linalg.norm(pair[1]) <= CANCELLATION * np.sqrt(
+        len(pair[0]) * squared_norm(A)
+    ):
         try:
             values = factored_values(*pair)
             check_values(values, squared_norm(A), A.shape)
