@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -303,8 +302,8 @@ class _Job:
         seconds: dict[str, float] = {}
         if self.has_shard(options.name, identity):
             shard = Shard(path)
-            made = cache(lambda: self.jacobian(options))  # only if the values ask for its factors
-            return Record(identity, self.judged(shard, seconds, options, lambda t: made().factors(t)), seconds)
+            factors = self.jacobian(options).factors if options.kind == "mlp" else None
+            return Record(identity, self.judged(shard, seconds, options, factors), seconds)
         with timed(seconds, "block"):
             J = self.jacobian(options)
         with timed(seconds, "jacobian, floor and storage"):
@@ -325,7 +324,7 @@ class _Job:
         block = build(self.captured, options)
         return Jacobian(block.function(), block.x, block.structure, block=block, memory=self.memory)
 
-    def judged(self, shard: Shard, seconds: dict[str, float], options: Options, factors: Factors) -> Spectrum:
+    def judged(self, shard: Shard, seconds: dict[str, float], options: Options, factors: Factors | None) -> Spectrum:
         with timed(seconds, "spectrum"):
             evidence = Evidence.from_dict(shard.evidence)
             return verdict(shard, evidence, options.name, len(self.tokens.ids), self.config.vectors, factors)
