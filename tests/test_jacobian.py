@@ -225,7 +225,7 @@ def test_lowered_precision_is_refused():
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("scale", [1e-170, 1e160, float("nan")])
+@pytest.mark.parametrize("scale", [1e-170, 1e160])
 def test_jacobians_out_of_range_are_refused(scale):
     J = tp.jacobian(lambda x: x * scale, torch.zeros(2, 3, dtype=torch.float64))
     with pytest.raises(InputError, match="out of float64's range"):
@@ -258,3 +258,32 @@ def test_linear_maps_are_their_own_jacobian(tokens, d, seed):
     W = torch.randn(d, d, generator=rng, dtype=torch.float64)
     J = tp.jacobian(lambda x: x @ W.T, torch.randn(tokens, d, generator=rng, dtype=torch.float64), tp.BlockDiagonal())
     assert torch.equal(J.dense(), torch.block_diag(*[W] * tokens))
+
+
+@pytest.mark.parametrize(
+    ("fn", "x", "message"),
+    [
+        (torch.tanh, torch.full((2, 3), float("nan")), "x must be finite"),
+        (torch.tanh, torch.full((2, 3), float("inf")), "x must be finite"),
+        (lambda x: x * float("nan"), torch.zeros(2, 3), "value at x is not finite"),
+        (torch.log, torch.full((2, 3), -1.0), "value at x is not finite"),
+        (3, torch.ones(2, 3), "expects a block or a function of a tensor, got int"),
+        (lambda x: 3, torch.ones(2, 3), "cannot be differentiated"),
+        (torch.tanh, np.ones((2, 3)), "tensor of torch, got a ndarray"),
+        (torch.tanh, [1.0], "tensor of torch, got a list"),
+    ],
+)
+def test_points_and_functions_without_a_jacobian(fn, x, message):
+    with pytest.raises(InputError, match=message):
+        tp.jacobian(fn, x)
+
+
+def test_no_columns_give_no_columns():
+    for J in (
+        tp.jacobian(torch.tanh, torch.ones(2, 3)),
+        tp.jacobian(tp.block(tp.load_model("demo"), "mlp", layer=0, tokens=2)),
+    ):
+        n = J.shape[1]
+        empty = torch.ones(n, 0, dtype=J.dtype)
+        assert (J @ empty).shape == (J.shape[0], 0)
+        assert (J.T @ empty.numpy()).shape == (n, 0)

@@ -151,7 +151,7 @@ def check_fits(planned: Plan, config: Config, directory: Path) -> None:
     if planned.memory > limit:
         smallest = -(-planned.memory // 2**20)
         raise DoesNotFitError(
-            f"{len(planned.jobs)} × {planned.jobs[0]} .. of {planned.shape[0]} × {planned.shape[1]} ({planned.route}) need "
+            f"{len(planned.jobs)} jobs, {planned.jobs[0]} to {planned.jobs[-1]}, each {planned.shape[0]} × {planned.shape[1]} ({planned.route}), need "
             f"{format_bytes(planned.memory)} of memory, {format_bytes(limit)} are allowed.\n"
             f"The smallest that fits: --memory {smallest}MiB; fewer --tokens need less"
         )

@@ -65,13 +65,23 @@ class Jacobian:
             or x.dtype not in (torch.float32, torch.float64)
             or 0 in x.shape
         ):
-            raise InputError(f"x must be a floating (tokens, d) tensor, got shape {tuple(x.shape)}, {x.dtype}")
+            got = f"shape {tuple(x.shape)}, {x.dtype}" if hasattr(x, "shape") else repr(x)
+            raise InputError(f"x must be a floating (tokens, d) tensor of torch, got a {type(x).__name__}: {got}")
+        if not bool(x.isfinite().all()):
+            raise InputError("x must be finite, got NaN or infinite entries")
+        if not callable(fn):
+            raise InputError(f"jacobian expects a block or a function of a tensor, got {type(fn).__name__}")
         self.x, self.block, self.memory = x.detach(), block, memory
         self.structure = Dense() if structure is None else structure
         self._width = block.width if block is not None else 8 * x.shape[1]
         self.form: ClosedForm | None = None if block is None else closed_form(block)
         self._whole = Linearisation(fn, self.x, self._columns(x.shape[0]))
-        y = self._whole.y
+        try:
+            y = self._whole.y
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"the function cannot be differentiated at x: {error}") from error
+        if not bool(y.isfinite().all()):
+            raise InputError("the function's value at x is not finite, so it has no Jacobian there")
         if y.ndim != 2 or y.dtype != x.dtype:
             raise InputError(
                 f"the function must return a (tokens, d) tensor of {x.dtype}, got shape {tuple(y.shape)}, {y.dtype}"
@@ -130,20 +140,24 @@ class Jacobian:
         """J X for X of shape (N_in, k)."""
         columns = self._operand(X, self.shape[1], "matmat")
         out = self._push(_by_token(columns, self.tokens_in))
-        return _like(out.reshape(-1, self.shape[0]).T, X)
+        return _like(out.reshape(len(out), self.shape[0]).T, X)
 
     def rmatmat(self, Y: Array) -> Array:
         """Jᵀ Y for Y of shape (N_out, k)."""
         columns = self._operand(Y, self.shape[0], "rmatmat")
         out = self._pull(_by_token(columns, self.tokens_out))
-        return _like(out.reshape(-1, self.shape[1]).T, Y)
+        return _like(out.reshape(len(out), self.shape[1]).T, Y)
 
     def _push(self, tangents: torch.Tensor) -> torch.Tensor:
+        if not len(tangents):
+            return tangents.new_zeros(0, self.tokens_out, self.d_out)
         if self.form is None:
             return self._whole.push(tangents)
         return self._in_parts(self.form, self.form.push, tangents)
 
     def _pull(self, cotangents: torch.Tensor) -> torch.Tensor:
+        if not len(cotangents):
+            return cotangents.new_zeros(0, self.tokens_in, self.d_in)
         if self.form is None:
             return self._whole.pull(cotangents)
         return self._in_parts(self.form, self.form.pull, cotangents)
@@ -162,7 +176,8 @@ class Jacobian:
         if isinstance(X, np.ndarray) and X.dtype.isnative and X.dtype.kind in "fiu":
             tensor = torch.from_numpy(np.ascontiguousarray(X))
         if not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{verb} expects a NumPy array or torch tensor, got {type(X).__name__}")
+            of = f" of {X.dtype}" if isinstance(X, np.ndarray) else ""
+            raise InputError(f"{verb} expects a real NumPy array or torch tensor, got {type(X).__name__}{of}")
         if tensor.ndim != 2 or tensor.shape[0] != rows:
             raise InputError(f"{verb} expects shape ({rows}, k), got {tuple(tensor.shape)}")
         if tensor.dtype != self.dtype:
@@ -333,7 +348,7 @@ def jacobian(
 
 def _by_token(X: torch.Tensor, tokens: int) -> torch.Tensor:
     """(tokens·d, k) -> (k, tokens, d), stored as (tokens, k, d)."""
-    return X.reshape(tokens, -1, X.shape[1]).transpose(1, 2).contiguous().transpose(0, 1)
+    return X.reshape(tokens, X.shape[0] // tokens, X.shape[1]).transpose(1, 2).contiguous().transpose(0, 1)
 
 
 def _check_vector(x: Array, size: int, verb: str) -> Array:

@@ -258,6 +258,8 @@ def block(
     for name, value in (("layer", layer), ("head", head), ("tokens", tokens)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise InputError(f"{name} must be an integer, got {value!r}")
+    if text is not None and token_ids is not None:
+        raise InputError("give text or token_ids, not both")
     options = Options(kind, layer, head, norm, residual)
     check_options(model, options)
     if token_ids is None:
