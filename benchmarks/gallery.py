@@ -117,6 +117,8 @@ def naive() -> str:
             f"{c['storage_seconds']['median']:.2f} s",
         ]
         rows.append(row)
+    for T, m in document["memory_beyond"].items():
+        rows.append([T, "–", "–", f"{(m['peak'] - m['before']) / 2**20:.0f} MiB", "", "", "", "", ""])
     fits = document["exponents"]
     rows.append(
         [

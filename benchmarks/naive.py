@@ -33,6 +33,7 @@ from tightpass.spectra.exact import cross_check, singular_values
 from tightpass.store.shards import Layout, ShardWriter
 
 NAIVE_TOKENS, TOKENS = (2, 4, 8), (2, 4, 8, 16, 34, 64)
+MEMORY_TOKENS = (128, 256)  # of ours alone, to see whether its memory has levelled off
 
 
 def make_block(tokens: int):
@@ -193,7 +194,9 @@ def main() -> None:
                 T, [max(c["memory"][name]["peak"] - c["memory"][name]["before"], 2**20) for c in of]
             ),
         }
-    save("naive", {"shape": "opt-125m, mlp with its norm, float64, random weights", "cases": cases, "exponents": fits})
+    beyond = {T: fresh_process(__file__, "--memory-of", "ours", str(T)) for T in MEMORY_TOKENS}
+    print({T: f"{(m['peak'] - m['before']) / 2**20:.0f} MiB" for T, m in beyond.items()})
+    save("naive", {"memory_beyond": beyond, "shape": "opt-125m, mlp with its norm, float64, random weights", "cases": cases, "exponents": fits})
 
 
 if __name__ == "__main__":
