@@ -27,7 +27,7 @@ struct AttentionBlocks {
   View<const T, 2> x;      // (tokens, d_in) x̂, contiguous rows
   View<const T, 1> r;      // (tokens)
   View<const Index, 1> columns;   // (rows)
-  View<const Index, 1> diagonal;  // (rows) the s that q belongs to
+  View<const Index, 1> diagonal;  // (rows) the s that q belongs to; tokens() for none
   View<const Index, 1> start;     // (rows)
   T* out;
   Index block_stride, row_stride;

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_models import HF_MODELS
 from torch import nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tightpass as tp
 from tightpass.errors import VerificationError
@@ -18,6 +19,8 @@ from tightpass.jacobian.attention import ClosedAttention, Heads
 from tightpass.jacobian.closed import closed_form
 from tightpass.jacobian.mlp import Branch, ClosedMLP, slope_of
 from tightpass.jacobian.norm import norm_at
+from tightpass.jacobian.rotation import Rotation
+from tightpass.models.capture import Call
 from tightpass.spectra import exact
 from tightpass.spectra.exact import factored_values
 from tightpass.structure import BlockLowerTriangular, Dense
@@ -80,7 +83,7 @@ def test_many_tokens_take_the_small_matrices():
     assert form.energy() == pytest.approx(float(J.square().sum()), rel=1e-12)
 
 
-def synthetic_attention(T, d, H, dh, causal, groups=1, norm=None):
+def synthetic_attention(T, d, H, dh, causal, groups=1, norm=None, rotation=None):
     """An attention written out by hand, with `groups` query heads to a key and a value; its form, map and x."""
     g = torch.Generator().manual_seed(T)
 
@@ -93,6 +96,8 @@ def synthetic_attention(T, d, H, dh, causal, groups=1, norm=None):
 
     def heads(h):
         q, k, v = (h @ W.mT + b for W, b in ((Wq, bq), (Wk, bk), (Wv, bv)))
+        if rotation is not None:
+            q, k = turned(q, rotation), turned(k, rotation)
         return q, k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
 
     def function(at):
@@ -107,7 +112,54 @@ def synthetic_attention(T, d, H, dh, causal, groups=1, norm=None):
     folded = [W if at is None else at.fold(W) for W in (Wq, Wk, Wv)]
     q, k, v = heads(x if norm is None else norm(x))
     repeated = [folded[0], *(W.repeat_interleave(groups, 0) for W in folded[1:])]
-    return ClosedAttention(Heads(*repeated, Wo, q, k, v, 0.3), at, causal), function, x
+    return ClosedAttention(Heads(*repeated, Wo, q, k, v, 0.3, rotation), at, causal), function, x
+
+
+def turned(x, rotation):
+    """Rotary positions as Llama's code in transformers applies them, on the first entries of (heads, T, d_head)."""
+    r = rotation.cos.shape[-1]
+    rotated = apply_rotary_pos_emb(x[None, ..., :r], x[None, ..., :r], rotation.cos[None], rotation.sin[None])[0][0]
+    return torch.cat([rotated, x[..., r:]], -1)
+
+
+@pytest.mark.parametrize("norm", [None, "rms"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("T", "H", "dh", "r"), [(1, 1, 4, 4), (6, 4, 8, 8), (9, 2, 6, 4), (7, 2, 3, 2)])
+def test_rotary_positions(T, H, dh, r, causal, norm):
+    """By tokens (T < d_head) and by matrices (T ≥ d_head), whole and partial rotations, dense and packed."""
+    torch.manual_seed(4)
+    d = 10
+    angles = torch.rand(T, r // 2, dtype=torch.float64).repeat(1, 2) * 6
+    rotation = Rotation(angles.cos(), angles.sin())
+    module = None if norm is None else RMSNorm(d).requires_grad_(False)
+    form, function, x = synthetic_attention(T, d, H, dh, causal, 1 if H == 1 else 2, module, rotation)
+    structure = BlockLowerTriangular() if causal else Dense()
+    J = tp.jacobian(function, x, structure).dense()
+    scale = float(J.abs().max())
+    written = form.write(range(T), torch.zeros(T, T, d, d, dtype=x.dtype)).permute(0, 2, 1, 3).reshape(J.shape)
+    assert float((written - J).abs().max()) <= 1e-12 * scale
+    first, count = [], 0
+    for t in range(T):
+        first.append(count)
+        count += len(structure.row(t, T))
+    packed = form.write(range(T), torch.zeros(count, d, d, dtype=x.dtype), first)
+    for t in range(T):
+        for s in structure.row(t, T):
+            assert (
+                float((packed[first[t] + s] - J[t * d : (t + 1) * d, s * d : (s + 1) * d]).abs().max()) <= 1e-12 * scale
+            )
+    V = torch.randn(3, T, d, dtype=x.dtype)
+    assert torch.allclose(form.push(V), (J @ V.reshape(3, -1).T).T.reshape(V.shape), rtol=1e-10, atol=1e-11 * scale)
+    assert torch.allclose(form.pull(V), (J.T @ V.reshape(3, -1).T).T.reshape(V.shape), rtol=1e-10, atol=1e-11 * scale)
+    assert form.energy() == pytest.approx(float(J.square().sum()), rel=1e-11)
+
+
+def test_a_captured_rotation_is_used():
+    cos, sin = torch.rand(1, 5, 4), torch.rand(1, 5, 4)
+    found = closed.captured_rotation(Call(cos, (), {"position_embeddings": (cos, sin)}, cos))
+    assert torch.equal(found.cos, cos[0])
+    assert torch.equal(found.sin, sin[0])
+    assert closed.captured_rotation(Call(cos, (), {}, cos)) is None
 
 
 class RMSNorm(nn.Module):

@@ -6,11 +6,13 @@ With a^h_ts the softmax weights, o_t = Σ_s a_ts v_s per head and c the scale of
     P_h = Wo_h·Wv_h,   Q_t = Σ_h Σ_u a^h_tu·Wo_h(v^h_u − o^h_t) ⊗ c·k^h_u·Wq_h
 
 Weights are folded with the norm (`norm.py`). Keys and values shared by several query heads are repeated, so
-every array here has one entry for each query head.
+every array here has one entry for each query head. With rotary positions q and k are the rotated ones, and Wk in
+block (t, s) becomes R_s·Wk, Wq in Q_t becomes R_t·Wq.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +20,7 @@ from itertools import pairwise
 import torch
 
 from tightpass.jacobian.norm import NormAt, sum_of
+from tightpass.jacobian.rotation import Rotation
 from tightpass.kernels import ops
 
 SCORE_BYTES = 4 * 2**20
@@ -27,7 +30,7 @@ SCORE_BYTES = 4 * 2**20
 @dataclass(frozen=True)
 class Heads:
     """Projections of H heads, Wq, Wk, Wv (H, d_head, d) folded with the norm, Wo (d_out, H, d_head);
-    q, k, v (H, T, d_head) at x, biases included; `scale` multiplies the scores."""
+    q, k, v (H, T, d_head) at x, biases and rotation included; `scale` multiplies the scores."""
 
     Wq: torch.Tensor
     Wk: torch.Tensor
@@ -37,11 +40,12 @@ class Heads:
     k: torch.Tensor
     v: torch.Tensor
     scale: float
+    rotation: Rotation | None = None
 
     def double(self) -> Heads:
         """The same in float64."""
-        arrays = {f.name: getattr(self, f.name).double() for f in fields(self) if f.name != "scale"}
-        return Heads(**arrays, scale=self.scale)
+        arrays = {f.name: getattr(self, f.name).double() for f in fields(self) if f.name not in ("scale", "rotation")}
+        return Heads(**arrays, scale=self.scale, rotation=self.rotation)
 
 
 class ClosedAttention:
@@ -115,6 +119,16 @@ class ClosedAttention:
 
         The query's own term is formed in the diagonal blocks of `out`, where the kernel reads it.
         """
+        if self.heads.rotation is not None:
+            self._write_rotated(rows, out, first)
+        else:
+            self._write(rows, out, first)
+        if self.residual:
+            for i, t in enumerate(rows):
+                (out[i, t] if first is None else out[first[i] + t]).diagonal().add_(1)
+        return out
+
+    def _write(self, rows: range, out: torch.Tensor, first: list[int] | None) -> None:
         which = slice(rows.start, rows.stop)
         columns = [self._columns(t) for t in rows]
         places = [out[i, t] if first is None else out[first[i] + t] for i, t in enumerate(rows)]
@@ -139,10 +153,40 @@ class ClosedAttention:
             first=first,
             norm=norm,
         )
-        if self.residual:
-            for place in places:
-                place.diagonal().add_(1)
-        return out
+
+    def _write_rotated(self, rows: range, out: torch.Tensor, first: list[int] | None) -> None:
+        """One input token s after the other, since scale·q_t·R_s·Wk depends on both tokens."""
+        rotation = self.heads.rotation
+        assert rotation is not None
+        Q = out.new_empty(len(rows), self.d_out, self.d_in)
+        QX = None if self.norm is None else out.new_empty(len(rows), self.d_out)
+        for i, t in enumerate(rows):
+            self._query_term(t, Q[i], None if QX is None else QX[i])
+        for s in range(self._columns(rows.stop - 1)):
+            skipped = max(0, s - rows.start) if self.causal else 0
+            which, here = slice(rows.start + skipped, rows.stop), slice(s, s + 1)
+            K = (
+                (self.heads.scale * rotation.back(self.heads.q[:, which], s) @ self.heads.Wk)
+                .transpose(0, 1)
+                .contiguous()
+            )
+            norm = None
+            if self.norm is not None and QX is not None:
+                xhat = self.norm.xhat
+                norm = (self._PX[:, :, here], (K @ xhat[s])[..., None], QX[skipped:], xhat[here], self.norm.r[here])
+            ops.attention_blocks(
+                a=self.a[:, which, here].transpose(0, 1),
+                vo=self._VO[:, :, here],
+                oo=self._OO[:, :, which],
+                p=self._P,
+                k=K,
+                q=Q[skipped:],
+                out=out[skipped:, here] if first is None else out,
+                columns=[1] * len(K),
+                diagonal=[0 if t == s else 1 for t in rows[skipped:]],
+                first=None if first is None else [at + s for at in first[skipped:]],
+                norm=norm,
+            )
 
     def _query_term(self, t: int, out: torch.Tensor, through: torch.Tensor | None) -> None:
         """Q_t (d_out, d_in) into `out`, and Q_t·x̂_t into `through`: by tokens while they are fewer than
@@ -150,14 +194,21 @@ class ClosedAttention:
         n, H = self._columns(t), self.count
         if n < self.d_head:
             left = self.a[:, t, :n] * (self._VO[:, :, :n] - self._OO[:, :, t : t + 1])  # (d_out, H, n)
-            left, right = left.reshape(self.d_out, H * n), self._KQ[:, :n].reshape(H * n, self.d_in)
+            left, right = left.reshape(self.d_out, H * n), self._keys_through_query(t, n).reshape(H * n, self.d_in)
         else:
             left = (self.heads.Wo.transpose(0, 1) @ self._mixing(t)).transpose(0, 1).reshape(self.d_out, -1)
-            right = self.heads.Wq.reshape(-1, self.d_in)
+            Wq, rotation = self.heads.Wq, self.heads.rotation
+            right = (Wq if rotation is None else rotation.turn(Wq.mT, t).mT).reshape(-1, self.d_in)
         torch.mm(left, right, out=out)
         if through is not None:
             assert self.norm is not None
             torch.mv(left, right @ self.norm.xhat[t], out=through)
+
+    def _keys_through_query(self, t: int, n: int) -> torch.Tensor:
+        """(H, n, d_in) scale·k_u·R_t·Wq_h of the first n tokens u."""
+        if self.heads.rotation is None:
+            return self._KQ[:, :n]
+        return self.heads.scale * self.heads.rotation.back(self.heads.k[:, :n], t) @ self.heads.Wq
 
     def _mixing(self, t: int) -> torch.Tensor:
         """(H, d_head, d_head) scale·Σ_u a_tu (v_u − o_t) k_uᵀ."""
@@ -176,6 +227,8 @@ class ClosedAttention:
         """J on (k, T, d_in) tangents -> (k, T, d_out). Fastest where tangents.transpose(0, 1) is contiguous."""
         at = tangents if self.norm is None else self.norm.push(tangents)
         dq, dk, dv = (self._project(at, W) for W in (self.heads.Wq, self.heads.Wk, self.heads.Wv))
+        if self.heads.rotation is not None:
+            dq, dk = self._over_heads(dq, self.heads.rotation.turn), self._over_heads(dk, self.heads.rotation.turn)
         mixed = torch.empty_like(dq)
         for h in range(self.count):
             here = slice(h * self.d_head, (h + 1) * self.d_head)
@@ -190,6 +243,11 @@ class ClosedAttention:
     def _project(self, at: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
         """W (H, d_head, d) on (k, T, d): (T, k, H·d_head)."""
         return at.transpose(0, 1) @ W.reshape(-1, W.shape[-1]).T
+
+    def _over_heads(self, d: torch.Tensor, turn: Callable[[torch.Tensor, slice], torch.Tensor]) -> torch.Tensor:
+        """A rotation by token on (T, k, H·d_head)."""
+        by_head = d.unflatten(-1, (self.count, self.d_head)).movedim(0, -2)  # (k, H, T, d_head)
+        return turn(by_head, slice(None)).movedim(-2, 0).flatten(-2).contiguous()
 
     def _column_parts(self, columns: int) -> list[slice]:
         rows = max(r.stop - r.start for r in self._row_parts())
@@ -224,6 +282,8 @@ class ClosedAttention:
             mine = g[:, :, here].contiguous()
             for part in self._column_parts(mine.shape[1]):
                 self._add_back_over_tokens(h, mine[:, part], dk[:, part, here], dv[:, part, here])
+        if self.heads.rotation is not None:
+            dq, dk = self._over_heads(dq, self.heads.rotation.back), self._over_heads(dk, self.heads.rotation.back)
         at = sum_of(
             d @ W.reshape(-1, W.shape[-1]) for d, W in ((dq, self.heads.Wq), (dk, self.heads.Wk), (dv, self.heads.Wv))
         ).transpose(0, 1)
@@ -248,8 +308,10 @@ class ClosedAttention:
     def energy(self) -> float:
         """‖J‖_F² without J: off the diagonal from traces of d_head × d_head products; the T diagonal blocks formed.
 
-        The sums run in float64.
+        The sums run in float64. With rotary positions a row of blocks at a time is formed instead.
         """
+        if self.heads.rotation is not None:
+            return sum(self._row_energy(t) for t in range(self.tokens))
         W = self.heads.double()
         a, o = self.a.double(), self.o.double()
         Wo = W.Wo.transpose(0, 1)  # (H, d_out, d_head)
@@ -272,6 +334,10 @@ class ClosedAttention:
         if self.causal:
             off = off.tril(-1)
         return float((e * off).sum()) + self._diagonal_energy()
+
+    def _row_energy(self, t: int) -> float:
+        row = self.a.new_empty(self._columns(t), self.d_out, self.d_in)
+        return float(self.write(range(t, t + 1), row, [0]).double().square().sum())
 
     def _through_xhat(self, W: Heads, a: torch.Tensor, o: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
         """(d_out, T, T): the row of block (t, s) times x̂_s, before the norm."""

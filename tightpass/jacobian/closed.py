@@ -12,7 +12,9 @@ from tightpass.jacobian.attention import ClosedAttention, Heads
 from tightpass.jacobian.mlp import Branch, ClosedMLP, slope_of
 from tightpass.jacobian.norm import NoClosedFormError, norm_at
 from tightpass.jacobian.probe import explained, ratio
+from tightpass.jacobian.rotation import Rotation
 from tightpass.models.blocks import Block
+from tightpass.models.capture import Call
 
 ClosedForm = ClosedMLP | ClosedAttention
 
@@ -79,6 +81,15 @@ def _mlp(block: Block) -> ClosedMLP:
     return ClosedMLP(down.weight, [Branch(weight.contiguous(), slope.contiguous())], norm, block.options.residual)
 
 
+def captured_rotation(call: Call) -> Rotation | None:
+    """The rotation that the attention was called with, as transformers hands it over: cos and sin (1, T, r)."""
+    given = call.kwargs.get("position_embeddings")
+    if given is None:
+        return None
+    cos, sin = (part.reshape(part.shape[-2:]) for part in given)
+    return Rotation(cos, sin)
+
+
 def _attention(block: Block) -> ClosedAttention:
     parts, x = block.layers[0], block.x
     norm_module = parts.attn_norm if block.options.norm else None
@@ -98,6 +109,9 @@ def _attention(block: Block) -> ClosedAttention:
         values.append(at.repeat_interleave(groups, 0)[chosen].contiguous())
     Wo = output.view(-1, count, d_head)[:, chosen].contiguous()
     (Wq, Wk, Wv), (q, k, v) = folded, values
-    heads = Heads(Wq, Wk, Wv, Wo, q, k, v, scale=d_head**-0.5)
+    rotation = captured_rotation(block.calls[0]["context"])
+    if rotation is not None:
+        q, k = rotation.turn(q, slice(None)).contiguous(), rotation.turn(k, slice(None)).contiguous()
+    heads = Heads(Wq, Wk, Wv, Wo, q, k, v, scale=d_head**-0.5, rotation=rotation)
     causal = block.model.family.causal(block.model.config)
     return ClosedAttention(heads, norm, causal, block.options.residual)

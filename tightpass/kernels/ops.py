@@ -234,7 +234,7 @@ def attention_blocks(
 
     a, vo, oo   (rows, H, T) weights, (d_out, H, T) Wo_h v_s, (d_out, H, rows) Wo_h o_t
     p, k, q     (H, d_out, d_in) Wo_h Wv_h, (rows, H, d_in) scale·q_t Wk_h, (rows, d_out, d_in) the term of
-                block (t, diagonal[t]), which may be that very block of `out`
+                block (t, diagonal[t]), which may be that very block of `out`; diagonal[t] = T: no block has it
     out         (rows, T, d_out, d_in), or packed (blocks, d_out, d_in) with first[t] the index of (t, 0)
     norm        px (d_out, H, T), kx (rows, H, T), qx (rows, d_out), x̂ (T, d_in), r (T), where the
                 blocks are right-multiplied by a norm that is folded into p, k and q
@@ -261,7 +261,7 @@ def attention_blocks(
     call.add("x", x, (T, d_in), rows=True, optional=True)
     call.add("r", r, (T,), optional=True)
     call.add_indices("columns", columns, rows, T + 1)
-    call.add_indices("diagonal", diagonal, rows, T)
+    call.add_indices("diagonal", diagonal, rows, T + 1)
     place = layout("out", out)
     if first is None:
         call.add_output(out, (rows, T, d_out, d_in))

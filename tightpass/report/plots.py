@@ -17,7 +17,7 @@ from tightpass.rank.verdict import Spectrum
 # which matplotlib carries, and the user can do nothing with the list.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
-SIGNAL, NOISE, BOUND, KNEE = "#1f5a8c", "#b8b8b8", "#c8553d", "#2a9d5c"
+SIGNAL, NOISE, ZERO, BOUND, KNEE = "#1f5a8c", "#b8b8b8", "#5c5c5c", "#c8553d", "#2a9d5c"
 FLAG_COLOURS = {"certified": SIGNAL, "interval": "#e0a030", "ambiguous": "#c8553d"}
 PANELS_AT_MOST = 24
 
@@ -102,10 +102,14 @@ def _lowest_drawn(s: Spectrum) -> float:
 def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
     index = np.arange(1, len(s.values) + 1)
     drawn = np.maximum(s.values, smallest)
-    noise = s.codes == 0
-    axes.plot(index[~noise], drawn[~noise], color=SIGNAL, lw=2.2, label="singular values")
+    zero = s.values == 0
+    noise = (s.codes == 0) & ~zero
+    axes.plot(index[s.codes != 0], drawn[s.codes != 0], color=SIGNAL, lw=2.2, label="singular values")
     if noise.any():
         axes.plot(index[noise], drawn[noise], color=NOISE, lw=2.2, label="noise (not distinguishable from 0)")
+    if zero.any():
+        edge = np.full(int(zero.sum()), 3 * smallest)
+        axes.plot(index[zero], edge, color=ZERO, lw=3.5, label="exactly 0 (drawn at the lower edge)")
     axes.axhline(s.floor.total, color=BOUND, lw=1, ls="--", label="noise floor")
     for knee in s.knees[:3]:
         axes.plot([knee.index], [s.values[knee.index - 1]], "v", color=KNEE, ms=6, label=None)
@@ -131,7 +135,9 @@ def _mark_cliff(axes: Axes, s: Spectrum) -> None:
     assert s.cliff is not None
     axes.axvline(s.cliff.index, color="black", lw=0.7, ls=":")
     left = s.cliff.index < 0.6 * len(s.values)
-    fall = f"\nfalls ≥ $10^{{{np.floor(np.log10(s.cliff.ratio)):.0f}}}$-fold" if s.cliff.ratio >= 10 else ""
+    ratio = s.cliff.ratio
+    least = f"$10^{{{np.floor(np.log10(ratio)):.0f}}}$" if ratio >= 100 else f"{np.floor(ratio):.0f}"
+    fall = f"\nfalls ≥ {least}-fold" if ratio >= 10 else ""
     axes.annotate(
         f"rank {s.rank}{fall}",
         (s.cliff.index, 0.97 if left else 0.5),
