@@ -196,7 +196,15 @@ def main() -> None:
         }
     beyond = {T: fresh_process(__file__, "--memory-of", "ours", str(T)) for T in MEMORY_TOKENS}
     print({T: f"{(m['peak'] - m['before']) / 2**20:.0f} MiB" for T, m in beyond.items()})
-    save("naive", {"memory_beyond": beyond, "shape": "opt-125m, mlp with its norm, float64, random weights", "cases": cases, "exponents": fits})
+    save(
+        "naive",
+        {
+            "memory_beyond": beyond,
+            "shape": "opt-125m, mlp with its norm, float64, random weights",
+            "cases": cases,
+            "exponents": fits,
+        },
+    )
 
 
 if __name__ == "__main__":
