@@ -29,7 +29,8 @@ import tightpass as tp
 from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.mlp import ClosedMLP
 from tightpass.models.sizes import opt_config
-from tightpass.spectra.exact import factored_values, verified_values
+from tightpass.spectra.batched import factored_values
+from tightpass.spectra.batched import one as verified_values
 from tightpass.spectra.threads import one_per_core
 
 WIDTH, HEADS = 768, 12

@@ -112,7 +112,7 @@ def bare(block):
 
 def bare_one_per_core(block):
     """The same with one SVD per core, the faster way to run them."""
-    from tightpass.spectra.exact import gesdd
+    from tightpass.spectra.lapack import gesdd
     from tightpass.spectra.threads import one_per_core
 
     T, d = block.x.shape

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from common import save
 
-from tightpass.spectra.exact import gesdd
+from tightpass.spectra.lapack import gesdd
 
 SIZES = (300, 700, 1025, 1500, 2000)
 

@@ -67,11 +67,90 @@ struct NormRight {
   View<T, 2> out;  // (n, d), contiguous rows; may be m itself
 };
 
+// Orthogonal Q₁, P₁ with Q₁ᵀ·A·P₁ upper banded, for A (m, n) with m ≥ n. A is destroyed. The band is added
+// up in `band`, zero before; the probes become Q₁ᵀ·left and P₁ᵀ·right.
+template <class T>
+struct BandReduction {
+  View<T, 2> a;      // (m, n), contiguous rows
+  View<T, 2> band;   // (at least n, 3·width), contiguous: entry (i, j) at column width + j − i
+  View<T, 2> left;   // (at least m, probes), contiguous rows
+  View<T, 2> right;  // (at least n, probes), contiguous rows
+  Index width;       // a multiple of 16, at most 128
+
+  TIGHTPASS_BOTH T& entry(Index i, Index j) const { return band(i, width + j - i); }
+};
+
+// Orthogonal Q₂, P₂ with Q₂ᵀ·B·P₂ upper bidiagonal, by bulge chasing; B as BandReduction leaves it, with rows
+// of zeros up to n + 2·width. Diagonal and superdiagonal stay in the band; probes as above, zeros up to as many rows.
+template <class T>
+struct BulgeChase {
+  View<T, 2> band;   // (n + 2·width, 3·width)
+  View<T, 2> left;   // (n + 2·width, probes)
+  View<T, 2> right;  // (n + 2·width, probes)
+  Index n, width;
+
+  // The band is an ordinary matrix whose rows lie 3·width − 1 apart.
+  TIGHTPASS_BOTH Index step() const { return 3 * width - 1; }
+  TIGHTPASS_BOTH T* at(Index i, Index j) const { return band.data + i * step() + width + j; }
+};
+
+constexpr Index kProbes = 4;
+
+// What a reduction to bidiagonal form says of itself: all of the matrix divided by `scale`. Frobenius norms.
+struct ReductionCheck {
+  double largest;  // entry of A, before scaling; infinite where one is not finite, and then nothing else holds
+  double scale;    // a power of two
+  double energy;   // ‖A‖_F²
+  double misfit;   // ‖B·PᵀZ − Qᵀ·AZ‖
+  double right_before, right_after;  // ‖Z‖, ‖PᵀZ‖
+  double left_before, left_after;    // ‖AZ‖, ‖QᵀAZ‖
+};
+
+// BandReduction and BulgeChase of A (m, n), m ≥ n, with probes Z of the caller's; of A itself or of a copy.
+template <class T>
+struct TwoStage {
+  View<T, 2> a;             // (m, n); contiguous rows where in_place
+  View<const T, 2> probes;  // (kProbes, n) Zᵀ, contiguous rows
+  View<double, 1> d;        // (n)
+  View<double, 1> e;        // (n − 1)
+  ReductionCheck* check;
+  Index width;
+  bool in_place;
+};
+
+// Singular values of an upper bidiagonal matrix by bisection, descending; each bracketed to
+// max(absolute, relative·σ) by Sturm counts (`SturmCounts`). Where zero is still inside, the answer is 0.
+struct Bisection {
+  View<const double, 1> d;  // (n), n ≥ 1
+  View<const double, 1> e;  // (n − 1)
+  double absolute, relative;
+  View<double, 1> values;  // (n)
+};
+
+// #{σ < τ} of an upper bidiagonal matrix for each τ ≥ 0: the negative pivots of BᵀB − τ²I by the differential
+// stationary qd transformation (Fernando 1998).
+struct SturmCounts {
+  View<const double, 1> d;  // (n), n ≥ 1
+  View<const double, 1> e;  // (n − 1)
+  View<const double, 1> taus;
+  View<Index, 1> counts;
+};
+
 namespace cpu {
 const char* instruction_set();  // the one that these calls run with: "avx512", "avx2" or "baseline"
 template <class T> void run(const AttentionBlocks<T>&, int threads);
 template <class T> void run(const GatherRows<T>&, int threads);
 template <class T> void run(const NormRight<T>&, int threads);
+template <class T> void run(const BandReduction<T>&, int threads);
+template <class T> void run(const TwoStage<T>&, int threads);
+// Copies a (m, n) where `copy` is given, and measures it: `out` (m, kProbes) = a·probesᵀ, its largest entry, and in
+// energy[0] its squared norm; `energy` has m places.
+template <class T>
+void survey(const View<const T, 2>& a, const View<const T, 2>& probes, T* copy, Index copy_row, const View<T, 2>& out,
+            double* largest, double* energy, int threads);
+template <class T> void run(const BulgeChase<T>&, int threads);
+void run(const Bisection&, int threads);
+void run(const SturmCounts&, int threads);
 }  // namespace cpu
 
 namespace cuda {
@@ -80,6 +159,9 @@ using Stream = void*;  // a cudaStream_t
 template <class T> void run(const AttentionBlocks<T>&, Stream);
 template <class T> void run(const GatherRows<T>&, Stream);
 template <class T> void run(const NormRight<T>&, Stream);
+template <class T> void run(const BulgeChase<T>&, Stream);
+void run(const Bisection&, Stream);
+void run(const SturmCounts&, Stream);
 }  // namespace cuda
 
 }  // namespace tightpass

@@ -11,7 +11,7 @@ import tightpass as tp
 from tightpass.errors import VerificationError
 from tightpass.jacobian.operator import Panel
 from tightpass.jacobian.written import Written
-from tightpass.spectra import exact, verify
+from tightpass.spectra import dense, exact, lapack, verify
 
 
 def with_spectrum(sigma, rows=None, seed=0):
@@ -68,7 +68,7 @@ def test_values_within_rounding_of_a_second_lapack_driver(name, diagonal, dtype)
     assert found.values.dtype == dtype
     assert np.abs(found.values - reference).max() <= verify.tolerance(reference[0], len(reference), dtype)
     assert np.abs(found.values - reference).max() <= error.bound or reference[0] == 0
-    assert len(checks) == 2
+    assert len(checks) >= 2
 
 
 @pytest.mark.parametrize("diagonal", [0, 4])
@@ -120,7 +120,7 @@ def test_planted_faults_are_caught(size, fault):
     if size > verify.SMALL and fault == "two averaged":
         pytest.skip("a shift of one gap inside the bulk is below what probes of a large matrix claim to see")
     A = with_spectrum(np.geomspace(1, 1e-3, size), seed=size)
-    values = exact.gesdd(A)
+    values = lapack.gesdd(A)
     energy = verify.squared_norm(A)
     verify.check_values(values, energy, A.shape)
     verify.check_dense(A, values)
@@ -169,7 +169,7 @@ def test_a_lost_group_below_the_sight_of_energy_is_counted():
     """Its energy is below rounding, and the smallest values are right: only a count can see it."""
     sigma = two_cliffs()
     A = with_spectrum(sigma)
-    wrong = exact.gesdd(A)
+    wrong = lapack.gesdd(A)
     wrong[600:900] = wrong[900:].max()
     verify.check_values(wrong, verify.squared_norm(A), A.shape)
     verify.check_bottom(A, wrong)
@@ -180,7 +180,7 @@ def test_a_lost_group_below_the_sight_of_energy_is_counted():
 def test_a_wrong_smallest_value_is_found_at_the_bottom():
     """No threshold lies below the last values: only inverse iteration can see them."""
     A = with_spectrum(np.r_[np.linspace(2, 1, LARGE - 1), 1e-9])
-    right = exact.gesdd(A)
+    right = lapack.gesdd(A)
     for value in (0.0, 1e-6):
         wrong = right.copy()
         wrong[-1] = value
@@ -193,10 +193,10 @@ def test_a_wrong_smallest_value_is_found_at_the_bottom():
 def test_counts_by_the_gram_matrix_beyond_the_augmented_size(monkeypatch):
     monkeypatch.setattr(verify, "AUGMENTED", 0)
     A = with_spectrum(np.geomspace(1, 1e-3, 60))
-    values = exact.gesdd(A)
+    values = lapack.gesdd(A)
     assert verify.check_counts(A, values) >= 2
     for dtype in (np.float32, np.float64):
-        assert verify.check_counts(A.astype(dtype), exact.gesdd(A.astype(dtype))) >= 2
+        assert verify.check_counts(A.astype(dtype), lapack.gesdd(A.astype(dtype))) >= 2
     wrong = values.copy()
     wrong[25:] *= 0.5
     with pytest.raises(VerificationError, match="by inertia"):
@@ -213,7 +213,7 @@ def test_no_block_is_sampled_twice():
     assert len(one.sample) == 1
 
 
-def test_a_failing_driver_is_followed_by_the_second(monkeypatch):
+def test_a_failing_route_is_followed_by_the_next(monkeypatch):
     A = with_spectrum(np.geomspace(1, 1e-3, 30))
     calls = []
 
@@ -223,14 +223,15 @@ def test_a_failing_driver_is_followed_by_the_second(monkeypatch):
 
     def wrong(A):
         calls.append("wrong")
-        return 1.01 * exact.gesdd(A)
+        return 1.01 * lapack.gesdd(A)
 
-    monkeypatch.setattr(exact, "DRIVERS", (failing, exact.gesvd))
-    assert np.allclose(exact.verified_values(A), np.geomspace(1, 1e-3, 30))
+    bad, good = ("wrong", dense.by_lapack(wrong)), ("gesvd", dense.by_lapack(lapack.gesvd))
+    monkeypatch.setattr(dense, "routes", lambda A, threads=None: [("failing", failing), good])
+    assert np.allclose(dense.verified(A).values, np.geomspace(1, 1e-3, 30))
     assert calls == ["first"]
-    monkeypatch.setattr(exact, "DRIVERS", (failing, wrong))
+    monkeypatch.setattr(dense, "routes", lambda A, threads=None: [("failing", failing), bad])
     with pytest.raises(VerificationError, match="failing: did not converge; wrong: Σσ²"):
-        exact.verified_values(A)
+        dense.verified(A)
 
 
 def test_inertia_counts_are_exact_on_known_spectra():

@@ -12,6 +12,8 @@ from tightpass.models.blocks import block
 from tightpass.models.loading import load_model
 from tightpass.rank.verdict import spectrum
 from tightpass.run import open, run, verify
+from tightpass.spectra.dense import svdvals
+from tightpass.spectra.krylov import svds
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense
 
 __all__ = [
@@ -29,5 +31,7 @@ __all__ = [
     "open",
     "run",
     "spectrum",
+    "svds",
+    "svdvals",
     "verify",
 ]

@@ -35,7 +35,8 @@ from tightpass.plan import check_fits, check_settings, jobs, plan, plan_for
 from tightpass.rank.evidence import Evidence, collect
 from tightpass.rank.verdict import Spectrum, verdict
 from tightpass.report import plots, table
-from tightpass.spectra.exact import Factors, singular_values
+from tightpass.spectra.batched import Factors
+from tightpass.spectra.exact import singular_values
 from tightpass.spectra.verify import SMALL, check_values, tolerance
 from tightpass.store import journal, results
 from tightpass.store.lock import exclusive
@@ -43,7 +44,7 @@ from tightpass.store.results import Record
 from tightpass.store.shards import Layout, Shard, sync, write_shard
 from tightpass.structure import BlockDiagonal
 
-ALGORITHM = 2
+ALGORITHM = 3
 """Part of every shard's identity: raised when the same question would give other numbers."""
 
 Progress = Callable[[str, int, int], None]

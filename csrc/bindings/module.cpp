@@ -43,14 +43,65 @@ NormRight<T> norm_right(const py::dict& given) {
           given["r"].cast<T>(), given["centred"].cast<bool>(), view<T, 2>(given["out"])};
 }
 
-// One operation on both devices. The lock is released while it runs, since it touches no Python object.
+template <class T>
+BandReduction<T> band_reduction(const py::dict& given) {
+  return {view<T, 2>(given["a"]), view<T, 2>(given["band"]), view<T, 2>(given["left"]), view<T, 2>(given["right"]),
+          given["width"].cast<Index>()};
+}
+
+template <class T>
+BulgeChase<T> bulge_chase(const py::dict& given) {
+  return {view<T, 2>(given["band"]), view<T, 2>(given["left"]), view<T, 2>(given["right"]), given["n"].cast<Index>(),
+          given["width"].cast<Index>()};
+}
+
+// d, e, and the check's numbers in a dictionary.
+template <class T>
+py::dict two_stage(const py::dict& given, int threads) {
+  ReductionCheck check{};
+  const TwoStage<T> op{view<T, 2>(given["a"]),      view<const T, 2>(given["probes"]), view<double, 1>(given["d"]),
+                       view<double, 1>(given["e"]), &check,                            given["width"].cast<Index>(),
+                       given["in_place"].cast<bool>()};
+  {
+    const py::gil_scoped_release released;
+    cpu::run(op, threads);
+  }
+  py::dict out;
+  out["largest"] = check.largest;
+  out["scale"] = check.scale;
+  out["energy"] = check.energy;
+  out["misfit"] = check.misfit;
+  out["right_before"] = check.right_before;
+  out["right_after"] = check.right_after;
+  out["left_before"] = check.left_before;
+  out["left_after"] = check.left_after;
+  return out;
+}
+
+Bisection bisection(const py::dict& given) {
+  return {view<const double, 1>(given["d"]), view<const double, 1>(given["e"]), given["absolute"].cast<double>(),
+          given["relative"].cast<double>(), view<double, 1>(given["values"])};
+}
+
+SturmCounts sturm_counts(const py::dict& given) {
+  return {view<const double, 1>(given["d"]), view<const double, 1>(given["e"]), view<const double, 1>(given["taus"]),
+          view<Index, 1>(given["counts"])};
+}
+
+// One operation on the processor. The lock is released while it runs, since it touches no Python object.
 template <class Op>
-void add(py::module_& module, const std::string& name, Op (*convert)(const py::dict&)) {
+void add_cpu(py::module_& module, const std::string& name, Op (*convert)(const py::dict&)) {
   module.def(("cpu_" + name).c_str(), [convert](const py::dict& given, int threads) {
     const Op op = convert(given);
     const py::gil_scoped_release released;
     cpu::run(op, threads);
   });
+}
+
+// One operation on both devices.
+template <class Op>
+void add(py::module_& module, const std::string& name, Op (*convert)(const py::dict&)) {
+  add_cpu(module, name, convert);
   module.def(("cuda_" + name).c_str(), [convert](const py::dict& given, std::uintptr_t stream) {
     const Op op = convert(given);
     const py::gil_scoped_release released;
@@ -63,6 +114,9 @@ void add_all(py::module_& module, const std::string& dtype) {
   add<AttentionBlocks<T>>(module, "attention_blocks_" + dtype, attention_blocks<T>);
   add<GatherRows<T>>(module, "gather_rows_" + dtype, gather_rows<T>);
   add<NormRight<T>>(module, "norm_right_" + dtype, norm_right<T>);
+  add_cpu<BandReduction<T>>(module, "band_reduction_" + dtype, band_reduction<T>);
+  module.def(("cpu_two_stage_" + dtype).c_str(), two_stage<T>);
+  add<BulgeChase<T>>(module, "bulge_chase_" + dtype, bulge_chase<T>);
 }
 
 }  // namespace
@@ -73,4 +127,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("instruction_set", cpu::instruction_set);
   add_all<float>(module, "float32");
   add_all<double>(module, "float64");
+  add<Bisection>(module, "bisection_float64", bisection);
+  add<SturmCounts>(module, "sturm_counts_float64", sturm_counts);
 }

@@ -1,6 +1,7 @@
 // Chooses, once, the widest instruction set that was built and that this processor has.
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "../ops.h"
@@ -11,6 +12,13 @@
   template <class T> void attention_blocks(const AttentionBlocks<T>&, T*, int);   \
   template <class T> void gather_rows(const GatherRows<T>&, int);                 \
   template <class T> void norm_right(const NormRight<T>&, int);                   \
+  template <class T> void survey(const View<const T, 2>&, const View<const T, 2>&, T*, Index, const View<T, 2>&, \
+                                 double*, double*, int);                          \
+  template <class T> Index band_scratch(const BandReduction<T>&, int);            \
+  template <class T> void band_reduction(const BandReduction<T>&, T*, int);       \
+  template <class T> void bulge_chase(const BulgeChase<T>&, Index*, int);         \
+  void bisection(const Bisection&, double*, int);                                 \
+  void sturm_counts(const SturmCounts&, double*, int);                            \
   }
 
 TIGHTPASS_DECLARE(baseline)
@@ -66,6 +74,11 @@ Index scratch_each(const AttentionBlocks<T>& op) {
   TIGHTPASS_CALL(attention_scratch, op)
 }
 
+template <class T>
+Index scratch_of(const BandReduction<T>& op, int threads) {
+  TIGHTPASS_CALL(band_scratch, op, threads)
+}
+
 }  // namespace
 
 const char* instruction_set() {
@@ -90,11 +103,47 @@ void run(const NormRight<T>& op, int threads) {
   TIGHTPASS_CALL(norm_right, op, threads)
 }
 
+template <class T>
+void survey(const View<const T, 2>& a, const View<const T, 2>& probes, T* copy, Index copy_row, const View<T, 2>& out,
+            double* largest, double* energy, int threads) {
+  TIGHTPASS_CALL(survey, a, probes, copy, copy_row, out, largest, energy, threads)
+}
+
+template <class T>
+void run(const BandReduction<T>& op, int threads) {
+  const std::unique_ptr<T[]> scratch(new T[std::size_t(scratch_of(op, threads))]);  // written before it is read
+  TIGHTPASS_CALL(band_reduction, op, scratch.get(), threads)
+}
+
+template <class T>
+void run(const BulgeChase<T>& op, int threads) {
+  std::vector<Index> progress(std::size_t(op.band.shape[0]));
+  TIGHTPASS_CALL(bulge_chase, op, progress.data(), threads)
+}
+
+void run(const Bisection& op, int threads) {
+  std::vector<double> squares(2 * std::size_t(op.d.shape[0]));
+  TIGHTPASS_CALL(bisection, op, squares.data(), threads)
+}
+
+void run(const SturmCounts& op, int threads) {
+  std::vector<double> squares(2 * std::size_t(op.d.shape[0]));
+  TIGHTPASS_CALL(sturm_counts, op, squares.data(), threads)
+}
+
 template void run(const AttentionBlocks<float>&, int);
 template void run(const AttentionBlocks<double>&, int);
 template void run(const GatherRows<float>&, int);
 template void run(const GatherRows<double>&, int);
 template void run(const NormRight<float>&, int);
 template void run(const NormRight<double>&, int);
+template void survey(const View<const float, 2>&, const View<const float, 2>&, float*, Index, const View<float, 2>&,
+                     double*, double*, int);
+template void survey(const View<const double, 2>&, const View<const double, 2>&, double*, Index, const View<double, 2>&,
+                     double*, double*, int);
+template void run(const BandReduction<float>&, int);
+template void run(const BandReduction<double>&, int);
+template void run(const BulgeChase<float>&, int);
+template void run(const BulgeChase<double>&, int);
 
 }  // namespace tightpass::cpu

@@ -46,5 +46,16 @@ template <class T> Index attention_scratch(const AttentionBlocks<T>&);
 template <class T> void attention_blocks(const AttentionBlocks<T>&, T* scratch, int threads);
 template <class T> void gather_rows(const GatherRows<T>&, int threads);
 template <class T> void norm_right(const NormRight<T>&, int threads);
+template <class T>
+void survey(const View<const T, 2>& a, const View<const T, 2>& probes, T* copy, Index copy_row, const View<T, 2>& out,
+            double* largest, double* energy, int threads);
+// Elements of scratch memory that `band_reduction` needs.
+template <class T> Index band_scratch(const BandReduction<T>&, int threads);
+template <class T> void band_reduction(const BandReduction<T>&, T* scratch, int threads);
+// `progress` has one zero for each row of the band.
+template <class T> void bulge_chase(const BulgeChase<T>&, Index* progress, int threads);
+// `squares` has room for 2·n values.
+void bisection(const Bisection&, double* squares, int threads);
+void sturm_counts(const SturmCounts&, double* squares, int threads);
 
 }  // namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA)

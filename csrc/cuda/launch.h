@@ -13,6 +13,22 @@ constexpr Index kGridMax = 65535;  // of a grid's second and third axis
 
 inline cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
+// Scratch memory that lives on a stream: it is returned there once what was queued before is done.
+class Scratch {
+ public:
+  Scratch(std::size_t bytes, cudaStream_t stream) : stream_(stream) {
+    if (cudaMallocAsync(&data_, bytes, stream) != cudaSuccess) throw Error("no memory for a kernel's scratch on the GPU");
+  }
+  ~Scratch() { cudaFreeAsync(data_, stream_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  template <class T> T* as() const { return static_cast<T*>(data_); }
+
+ private:
+  void* data_ = nullptr;
+  cudaStream_t stream_;
+};
+
 // Sum over all threads of a block; every thread gets it. `shared` has one place per warp.
 template <class T>
 __device__ T block_sum(T value, T* shared) {

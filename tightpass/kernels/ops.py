@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tightpass.errors import InputError
-from tightpass.kernels import native, reference
+from tightpass.kernels import native, reference, reference_svd
 
 Array = Any
 DTYPES = ("float32", "float64")
@@ -43,6 +43,12 @@ class Layout:
         ends = [step * (n - 1) * size for step, n in zip(self.strides, self.shape, strict=True)]
         low, high = sum(min(e, 0) for e in ends), sum(max(e, 0) for e in ends)
         return self.address + low, self.address + high + size
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether it lies in one piece, row after row."""
+        steps = [int(np.prod(self.shape[axis + 1 :])) for axis in range(len(self.shape))]
+        return all(s == step or n == 1 for s, step, n in zip(self.strides, steps, self.shape, strict=True))
 
     @property
     def handed_over(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -85,6 +91,7 @@ class _Call:
         self.dtype, self.device = found.dtype, found.device
         self.given: dict[str, Any] = {}
         self.extents: dict[str, tuple[int, int]] = {}  # addresses of the first byte, and after the last one
+        self.outputs: list[str] = []
         self.kept: list[Array] = []  # addresses outlive no array: the indices made here live as long as the call
 
     def add(
@@ -110,26 +117,28 @@ class _Call:
         self.given[name] = found.handed_over
         self.extents[name] = found.extent
 
-    def add_output(self, array: Array, shape: Sequence[int]) -> None:
-        """`out`: its rows contiguous, writable, and no two of its entries in one place."""
-        self.add("out", array, shape, rows=True)
-        found = layout("out", array)
+    def add_output(self, array: Array, shape: Sequence[int], name: str = "out") -> None:
+        """An array that is written: its rows contiguous, and no two of its entries in one place."""
+        self.add(name, array, shape, rows=True)
+        self.outputs.append(name)
+        found = layout(name, array)
         if not found.writable:
-            raise InputError("out: expected an array that can be written to, got a read-only one")
+            raise InputError(f"{name}: expected an array that can be written to, got a read-only one")
         reach = 1
         for step, extent in sorted((s, n) for s, n in zip(found.strides, found.shape, strict=True) if n > 1):
             if step < reach:
                 raise InputError(
-                    f"out: entries overlap, or run backwards: strides {found.strides} of shape {found.shape}"
+                    f"{name}: entries overlap, or run backwards: strides {found.strides} of shape {found.shape}"
                 )
             reach = step * (extent - 1) + reach
 
     def check_apart(self, may_overlap: str | None = None) -> None:
-        """Raises InputError if an input shares memory with `out`, but the one that may."""
-        low, high = self.extents["out"]
-        for name, (start, end) in self.extents.items():
-            if name not in ("out", may_overlap) and start < high and low < end:
-                raise InputError(f"{name}: shares memory with out; give a copy of one of them")
+        """Raises InputError if an array shares memory with one that is written, but the one that may."""
+        for output in self.outputs:
+            low, high = self.extents[output]
+            for name, (start, end) in self.extents.items():
+                if name not in (output, may_overlap) and start < high and low < end:
+                    raise InputError(f"{name}: shares memory with {output}; give a copy of one of them")
 
     def add_indices(self, name: str, values: Array | None, count: int, below: int) -> Array | None:
         """`count` integers in [0, below), as an int64 array beside the others."""
@@ -155,20 +164,27 @@ class _Call:
             return False
         if native.extension is None or (on_gpu and not native.extension.cuda_built()):
             return False
+        compiled = getattr(native.extension, f"{'cuda' if on_gpu else 'cpu'}_{self.operation}_{self.dtype}", None)
+        if compiled is None:  # the GPU's library has it
+            return False
         if on_gpu:
             with _on_device(self.first):
                 queue = current_stream(self.first) if stream is None else stream
-                getattr(native.extension, f"cuda_{self.operation}_{self.dtype}")(self.given, queue)
+                compiled(self.given, queue)
                 if queue != current_stream(self.first):  # the indices made here belong to the library's own stream
                     _wait_for(queue, self.first)
         else:
-            count = torch.get_num_threads() if threads is None else threads
-            if count < 1:
-                raise InputError(f"threads: expected at least 1, got {count}")
-            # more threads than the system grants would end the process
-            count = min(count, os.cpu_count() or 1)
-            getattr(native.extension, f"cpu_{self.operation}_{self.dtype}")(self.given, count)
+            compiled(self.given, self.threads(threads))
         return True
+
+    @staticmethod
+    def threads(wanted: int | None) -> int:
+        """As many as torch uses where none are asked for."""
+        count = torch.get_num_threads() if wanted is None else wanted
+        if count < 1:
+            raise InputError(f"threads: expected at least 1, got {count}")
+        # more threads than the system grants would end the process
+        return min(count, os.cpu_count() or 1)
 
 
 def _beside(values: np.ndarray, like: Array) -> Array:
@@ -362,3 +378,160 @@ def norm_right(
     if not call.run(threads, stream):
         reference.norm_right(m, x, r, out, gamma, centred)
     return out
+
+
+WIDTHS = range(16, 129, 16)
+"""Widths of a band."""
+PROBES = 6
+"""At most as many probes."""
+
+
+def band_reduction(
+    a: Array, band: Array, left: Array, right: Array, width: int, threads: int | None = None, stream: int | None = None
+) -> Array:
+    """Q₁ᵀ·A·P₁ = upper band, into `band`, which holds zeros before; returns it. Destroys `a`.
+
+    a            (m, n) with m ≥ n ≥ 1, contiguous rows
+    band         (rows ≥ n, 3·width): entry (i, j) at column width + j − i
+    left, right  (≥ m, p) and (≥ n, p): become Q₁ᵀ·left and P₁ᵀ·right, p ≤ 6
+    width        a multiple of 16, at most 128
+    """
+    call = _Call("band_reduction", "a", a)
+    m, n = _matrix("a", a)
+    if not m >= n >= 1:
+        raise InputError(f"a: expected (m, n) with m ≥ n ≥ 1, got shape {(m, n)}")
+    _check_width(width)
+    call.add_output(a, (m, n), "a")
+    _add_band(call, band, left, right, width, n, (m, n))
+    call.check_apart()
+    if not call.run(threads, stream):
+        reference_svd.band_reduction(a, band, left, right, width)
+    return band
+
+
+def bulge_chase(
+    band: Array, left: Array, right: Array, n: int, width: int, threads: int | None = None, stream: int | None = None
+) -> Array:
+    """Q₂ᵀ·B·P₂ = upper bidiagonal, in place of the band of `band_reduction`; returns it.
+
+    band, left, right   (n + 2·width, ·) each, zeros after row n; the diagonal is left in column `width` of the
+                        band, the superdiagonal in the next
+    """
+    call = _Call("bulge_chase", "band", band)
+    _check_width(width)
+    if n < 1:
+        raise InputError(f"n: expected at least 1, got {n}")
+    rows = n + 2 * width
+    _add_band(call, band, left, right, width, rows, (rows, rows))
+    if not layout("band", band).contiguous:
+        raise InputError(f"band: expected a contiguous array, got strides {layout('band', band).strides}")
+    call.check_apart()
+    call.given |= {"n": n}
+    if not call.run(threads, stream):
+        reference_svd.bulge_chase(band, left, right, n, width)
+    return band
+
+
+def two_stage(
+    a: Array, probes: Array, width: int, in_place: bool = False, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]] | None:
+    """`band_reduction` and `bulge_chase` in one native call; None where there is none for this device.
+
+    a        (m, n) with m ≥ n ≥ 1, any strides; destroyed with `in_place`, which needs contiguous rows
+    probes   (4, n): Zᵀ
+
+    Returns d (n,) and e (n − 1,), float64, of A divided by a power of two, and what the probes tell (`ReductionCheck`
+    in csrc/ops.h).
+    """
+    call = _Call("two_stage", "a", a)
+    m, n = _matrix("a", a)
+    if not m >= n >= 1:
+        raise InputError(f"a: expected (m, n) with m ≥ n ≥ 1, got shape {(m, n)}")
+    _check_width(width)
+    if in_place:
+        call.add_output(a, (m, n), "a")
+    else:
+        call.add("a", a, (m, n))
+    call.add("probes", probes, (4, n), rows=True)
+    call.check_apart()
+    if native.extension is None or call.device != "cpu":
+        return None
+    d, e = np.empty(n), np.empty(n - 1)
+    call.given |= {
+        "d": layout("d", d).handed_over,
+        "e": layout("e", e).handed_over,
+        "width": width,
+        "in_place": in_place,
+    }
+    compiled = getattr(native.extension, f"cpu_two_stage_{call.dtype}")
+    return d, e, compiled(call.given, call.threads(threads))
+
+
+def bisection(
+    d: Array, e: Array, absolute: float, relative: float, threads: int | None = None, stream: int | None = None
+) -> Array:
+    """Singular values, descending, of the upper bidiagonal matrix of diagonal d (n,) and superdiagonal e (n − 1,).
+
+    float64. Each is bracketed to max(absolute, relative·σ) by Sturm counts; 0 where the bracket reaches zero. Entries
+    must lie within 1e±150, so that squares stay in range.
+    """
+    call = _bidiagonal("bisection", d, e)
+    for name, value in (("absolute", absolute), ("relative", relative)):
+        if not 0 <= value < float("inf"):
+            raise InputError(f"{name}: expected a number ≥ 0, got {value}")
+    values = _beside(np.empty(d.shape[0]), d)
+    call.add_output(values, tuple(d.shape), "values")
+    call.given |= {"absolute": float(absolute), "relative": float(relative)}
+    if not call.run(threads, stream):
+        return _beside(reference_svd.bisection(_plain(d), _plain(e), absolute, relative), d)
+    return values
+
+
+def sturm_counts(d: Array, e: Array, taus: Array, threads: int | None = None, stream: int | None = None) -> Array:
+    """#{σ < τ} of the bidiagonal matrix for each τ ≥ 0 of taus (k,), as int64."""
+    call = _bidiagonal("sturm_counts", d, e)
+    call.add("taus", taus, (len(taus),))
+    counts = _beside(np.zeros(len(taus), dtype=np.int64), d)
+    call.given["counts"] = layout("counts", counts).handed_over
+    if not call.run(threads, stream):
+        return _beside(reference_svd.sturm_counts(_plain(d), _plain(e), _plain(taus)), d)
+    return counts
+
+
+def _bidiagonal(operation: str, d: Array, e: Array) -> _Call:
+    call = _Call(operation, "d", d)
+    if call.dtype != "float64":
+        raise InputError(f"d: expected float64, got {call.dtype}")
+    if len(layout("d", d).shape) != 1 or d.shape[0] < 1:
+        raise InputError(f"d: expected at least one value in a row, got shape {tuple(d.shape)}")
+    call.add("d", d, tuple(d.shape))
+    call.add("e", e, (d.shape[0] - 1,))
+    return call
+
+
+def _matrix(name: str, array: Array) -> tuple[int, int]:
+    shape = layout(name, array).shape
+    if len(shape) != 2:
+        raise InputError(f"{name}: expected a matrix, got shape {shape}")
+    return shape[0], shape[1]
+
+
+def _check_width(width: int) -> None:
+    if width not in WIDTHS:
+        raise InputError(f"width: expected a multiple of 16 up to 128, got {width}")
+
+
+def _add_band(
+    call: _Call, band: Array, left: Array, right: Array, width: int, rows: int, probed: tuple[int, int]
+) -> None:
+    """The band and the probes; each may have more rows than it needs."""
+    found = {name: _matrix(name, array) for name, array in (("band", band), ("left", left), ("right", right))}
+    probes = found["left"][1]
+    if probes > PROBES:
+        raise InputError(f"left: expected at most {PROBES} columns, got {probes}")
+    wanted = {"band": (rows, 3 * width), "left": (probed[0], probes), "right": (probed[1], probes)}
+    for name, array in (("band", band), ("left", left), ("right", right)):
+        if found[name][0] < wanted[name][0]:
+            raise InputError(f"{name}: expected at least {wanted[name][0]} rows, got shape {found[name]}")
+        call.add_output(array, (found[name][0], wanted[name][1]), name)
+    call.given |= {"width": width}

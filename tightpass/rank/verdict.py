@@ -17,7 +17,8 @@ from tightpass.rank.floor import Floor, Part
 from tightpass.rank.interval import LABELS, Rank, labels, rank_at
 from tightpass.rank.knee import Fall, cliff, knees
 from tightpass.rank.measures import Measures, measures
-from tightpass.spectra.exact import Factors, Source, Values, cross_check, leading, singular_values
+from tightpass.spectra.batched import Factors
+from tightpass.spectra.exact import Source, cross_check, leading, singular_values
 
 Array = NDArray[np.floating[Any]]
 METHODS = ("auto", "exact")
@@ -108,16 +109,12 @@ def verdict(
         blocks=exact.blocks,
         floor=floor,
         evidence=evidence,
-        method=_route(exact),
+        method=f"exact: {exact.route}",
         checks=checks,
         U=None if triplets is None else triplets.U,
         Vh=None if triplets is None else triplets.Vh,
         residuals=None if triplets is None else triplets.residuals,
     )
-
-
-def _route(exact: Values) -> str:
-    return "exact: LAPACK, dense" if exact.blocks is None else "exact: LAPACK, one SVD a token"
 
 
 def check_method(method: str) -> None:

@@ -1,4 +1,4 @@
-"""All singular values by LAPACK, verified; and the leading vectors.
+"""All singular values of a source, verified; and the leading vectors.
 
 A *source* is anything with `structure`, `shape`, `d_out`, `d_in` and `panels()`: a `Jacobian`, or a
 shard on disk. Block-diagonal sources cost one small SVD a token, others one dense SVD.
@@ -6,33 +6,28 @@ shard on disk. Block-diagonal sources cost one small SVD a token, others one den
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.linalg import get_lapack_funcs
-from scipy.sparse.linalg import svds
 
 from tightpass.errors import VerificationError
-from tightpass.spectra.threads import one_per_core
-from tightpass.spectra.verify import (
-    SvdError,
-    check_dense,
-    check_values,
-    measured_error,
-    squared_norm,
-    tolerance,
-)
+from tightpass.kernels import native
+from tightpass.kernels.reference_svd import on_host
+from tightpass.spectra import device
+from tightpass.spectra.batched import Factors, block_values
+from tightpass.spectra.choose import Route, choose
+from tightpass.spectra.dense import BASIC, Answer, by_two_stage, verified
+from tightpass.spectra.gram import gram_values
+from tightpass.spectra.krylov import svds
+from tightpass.spectra.verify import SMALL, SvdError, check_values, measured_error, squared_norm, tolerance
 from tightpass.structure import BlockDiagonal, Structure
 
 Matrix = NDArray[np.floating[Any]]
 SAMPLED_BLOCKS = 6
-CANCELLATION = 4.0
-"""Factors are used while ‖C‖_F·‖B‖_F is at most this many times √n·‖A‖_F."""
-Factors = Callable[[int], tuple[Matrix, Matrix] | None]
-"""C (n, d_out) and B (n, d_in) with block (t, t) = CᵀB of rank n at most, where known (`Jacobian.factors`)."""
 
 
 class Source(Protocol):
@@ -54,12 +49,16 @@ class Values:
     """All min(M, N) singular values, descending.
 
     blocks     token of each value, for block-diagonal sources
-    sample     matrices that were decomposed, with their values, for `cross_check`
+    route      how they were computed, and why so
+    sample     of block-diagonal sources: blocks that were decomposed, with their values, for `cross_check`
+    answer     of one dense SVD: its own evidence
     """
 
     values: Matrix
     blocks: NDArray[np.int64] | None
+    route: str
     sample: list[tuple[Matrix, Matrix]]
+    answer: Answer | None = None
 
 
 @dataclass(frozen=True)
@@ -72,78 +71,66 @@ class Triplets:
     residuals: Matrix
 
 
-def gesdd(A: Matrix) -> Matrix:
-    """Singular values by divide and conquer's values-only path (dqds)."""
-    return np.linalg.svd(A, compute_uv=False)
+def singular_values(source: Source, factors: Factors | None = None, memory: int | None = None) -> Values:
+    """All singular values of a source. Raises VerificationError if no route can be verified.
 
-
-def gesvd(A: Matrix) -> Matrix:
-    """Singular values by QR iteration: slower, and converges where gesdd fails on repeated values."""
-    from scipy.linalg import svd
-
-    return svd(A, compute_uv=False, lapack_driver="gesvd", check_finite=False)  # type: ignore[no-any-return]
-
-
-DRIVERS: tuple[Callable[[Matrix], Matrix], ...] = (gesdd, gesvd)
-
-
-def verified_values(A: Matrix) -> Matrix:
-    """Singular values of one matrix by the first driver whose answer passes `check_values`.
-
-    Raises VerificationError with what each driver answered if none does.
+    memory   bytes that a dense matrix may take; None: enough
     """
-    problems = []
-    for driver in DRIVERS:
-        try:
-            values = driver(A)
-            check_values(values, squared_norm(A), A.shape)
-            return values
-        except (np.linalg.LinAlgError, VerificationError) as error:
-            problems.append(f"{driver.__name__}: {error}")
-    raise VerificationError("no SVD of this matrix can be trusted: " + "; ".join(problems))
-
-
-def factored_values(C: Matrix, B: Matrix) -> Matrix:
-    """Singular values of A = CᵀB for C (n, M) and B (n, N) with n ≤ min(M, N): those of the n × n core
-    R_C·R_Bᵀ from QR of both factors, and min(M, N) − n exact zeros. Raises as `verified_values` does."""
-    n, size = len(C), min(C.shape[1], B.shape[1])
-    values = np.zeros(size, dtype=C.dtype)
-    if n:
-        values[:n] = verified_values(_triangle(C) @ _triangle(B).T)
-    return values
-
-
-def _triangle(F: Matrix) -> Matrix:
-    """R (n, n) of the QR factorisation of Fᵀ, F (n, m) with n ≤ m. LAPACK's own: twice as fast as NumPy's door to it."""
-    (geqrf,) = get_lapack_funcs(("geqrf",), (F,))
-    factored, _, _, info = geqrf(F.T, lwork=64 * len(F))
-    if info != 0:
-        raise np.linalg.LinAlgError(f"geqrf: argument {-info} is wrong")
-    return np.triu(factored[: len(F)])
-
-
-def _block_values(A: Matrix, pair: tuple[Matrix, Matrix] | None) -> Matrix:
-    """By the factors where there are some, they do not cancel, and their answer fits the block that was written.
-
-    The core's rounding is relative to ‖C‖·‖B‖, which is about √n·‖A‖_F unless terms of CᵀB cancel.
-    """
-    if pair is not None and np.linalg.norm(pair[0]) * np.linalg.norm(pair[1]) <= CANCELLATION * np.sqrt(
-        len(pair[0]) * squared_norm(A)
-    ):
-        try:
-            values = factored_values(*pair)
-            check_values(values, squared_norm(A), A.shape)
-            return values
-        except VerificationError:
-            pass
-    return verified_values(A)
-
-
-def singular_values(source: Source, factors: Factors | None = None) -> Values:
-    """All singular values of a source. Raises VerificationError if no route can be verified."""
     if isinstance(source.structure, BlockDiagonal):
         return _of_blocks(source, factors or (lambda t: None))
-    return _of_dense(assemble(source))
+    dtype = _dtype(source)
+    route = choose(source.structure, source.shape, (source.d_out, source.d_in), dtype, memory)
+    if route.name == "gram":
+        return _of_gram(source, route)
+    answer = _of_dense(source)
+    return Values(answer.values, None, f"{answer.route}, dense: {route.reason}", [], answer)
+
+
+def _dtype(source: Source) -> Any:
+    """Of the blocks; reads one panel."""
+    return np.dtype(str(next(iter(source.panels())).blocks.dtype).removeprefix("torch."))
+
+
+def _of_dense(source: Source) -> Answer:
+    """In place, since J is large; where that answer is not to be trusted, J is put together again for the next route."""
+    if native.extension is None:
+        return verified(assemble(source))
+    try:
+        return by_two_stage(assemble(source), overwrite=True)
+    except VerificationError as error:
+        try:
+            return verified(assemble(source))
+        except VerificationError as second:
+            raise VerificationError(f"{second}; at first: {error}") from None
+
+
+def _of_gram(source: Source, route: Route) -> Values:
+    """By the float64 Gram matrix, a panel at a time."""
+
+    found = gram_values(_whole_rows(source), source.shape[1])
+    checks = (BASIC,)
+    answer = Answer(found.values, "gram", found.error, checks)
+    return Values(found.values, None, f"float64 Gram matrix: {route.reason}", [], answer)
+
+
+def _whole_rows(source: Source) -> Iterator[tuple[Matrix, slice]]:
+    """All columns of one output token after the other, of a source whose panels come in that order."""
+    token = -1
+    columns: list[tuple[int, Matrix]] = []
+    for panel in source.panels():
+        for t, s, block in zip(panel.rows, panel.columns, panel.blocks.cpu().numpy(), strict=True):
+            if t != token and columns:
+                yield _beside_each_other(columns, source.d_in)
+                columns = []
+            token = t
+            columns.append((s, block))
+    if columns:
+        yield _beside_each_other(columns, source.d_in)
+
+
+def _beside_each_other(columns: list[tuple[int, Matrix]], width: int) -> tuple[Matrix, slice]:
+    first, last = columns[0][0], columns[-1][0]
+    return np.concatenate([block for _, block in columns], axis=1), slice(first * width, (last + 1) * width)
 
 
 def _of_blocks(source: Source, factors: Factors) -> Values:
@@ -151,10 +138,8 @@ def _of_blocks(source: Source, factors: Factors) -> Values:
     tokens: list[int] = []
     energy, sample = 0.0, _Sample(SAMPLED_BLOCKS)
     for panel in source.panels():
+        found = block_values(panel.blocks, lambda t, at=panel.rows: factors(at[t]))  # type: ignore[misc]
         blocks = panel.blocks.cpu().numpy()
-        found = one_per_core(
-            lambda job: _block_values(job[1], factors(job[0])), list(zip(panel.rows, blocks, strict=True))
-        )
         energy += squared_norm(blocks)
         values += found
         tokens += panel.rows
@@ -163,7 +148,8 @@ def _of_blocks(source: Source, factors: Factors) -> Values:
     check_values(np.sort(np.concatenate(values))[::-1], energy, source.shape)
     merged = np.concatenate(values)
     order = np.argsort(-merged, kind="stable")
-    return Values(merged[order], np.repeat(tokens, len(values[0]))[order], sample.chosen)
+    route = choose(source.structure, source.shape, (source.d_out, source.d_in), merged.dtype)
+    return Values(merged[order], np.repeat(tokens, len(values[0]))[order], str(route), sample.chosen)
 
 
 def cross_check(exact: Values) -> tuple[SvdError, tuple[str, ...]]:
@@ -171,12 +157,10 @@ def cross_check(exact: Values) -> tuple[SvdError, tuple[str, ...]]:
 
     Returns the bound and what was checked, in words. Raises VerificationError on a contradiction.
     """
-    basic = "finite, non-negative, sorted, Σσ² = ‖J‖_F²"
-    if exact.blocks is None:
-        error, checks = check_dense(*exact.sample[0])
-        return error, (basic, *checks)
+    if exact.answer is not None:
+        return exact.answer.error, exact.answer.checks
     probed = f"{len(exact.sample)} blocks: every value, tail included, against an SVD with vectors"
-    return measured_error(exact.sample), (f"each block, and all: {basic}", probed)
+    return measured_error(exact.sample), (f"each block, and all: {BASIC}", probed)
 
 
 class _Sample:
@@ -205,35 +189,30 @@ class _Sample:
         return [(block, sigma) for _, block, sigma in [self.top, *others[: self.size - 1]]]
 
 
-def assemble(source: Source) -> Matrix:
-    """The source as one array, blocks outside of its structure exactly zero."""
-    J: Matrix | None = None
+def assemble(source: Source) -> Any:
+    """The source as one array, NumPy's, or CuPy's where its blocks are on a GPU; zero outside of its structure."""
+    J: torch.Tensor | None = None
     for panel in source.panels():
-        blocks = panel.blocks.cpu().numpy()
         if J is None:
-            J = np.zeros(source.shape, dtype=blocks.dtype)
-        for t, s, block in zip(panel.rows, panel.columns, blocks, strict=True):
-            J[t * source.d_out : (t + 1) * source.d_out, s * source.d_in : (s + 1) * source.d_in] = block
+            tokens = (source.shape[0] // source.d_out, source.d_out, source.shape[1] // source.d_in, source.d_in)
+            J = panel.blocks.new_zeros(tokens)
+        for t, s, block in zip(panel.rows, panel.columns, panel.blocks, strict=True):
+            J[t, :, s] = block
     assert J is not None
-    return J
-
-
-def _of_dense(J: Matrix) -> Values:
-    values = verified_values(J)
-    return Values(values, None, [(J, values)])
+    whole = J.reshape(source.shape)
+    return device.to_cupy(whole) if whole.is_cuda else whole.numpy()
 
 
 def leading(source: Source, exact: Values, k: int) -> Triplets:
     """The k leading singular triplets, their residuals measured.
 
     Block-diagonal: SVDs of only those blocks that hold the k values, each vector living on
-    its own token. Dense: PROPACK (Larsen 1998), or LAPACK where k is large or PROPACK's
-    residuals exceed 1e-10 σ₁ (float64; 1e-4 in float32).
+    its own token. Dense: block Lanczos (`krylov`), or LAPACK where k is a large part of all.
     """
     k = min(k, len(exact.values))
     if exact.blocks is not None:
         return _leading_of_blocks(source, exact, k)
-    return _leading_of_dense(exact.sample[0][0], exact.values[:k])
+    return _leading_of_dense(on_host(assemble(source)), exact.values[:k])
 
 
 def _leading_of_blocks(source: Source, exact: Values, k: int) -> Triplets:
@@ -263,27 +242,14 @@ def _leading_of_blocks(source: Source, exact: Values, k: int) -> Triplets:
 
 def _leading_of_dense(J: Matrix, expected: Matrix) -> Triplets:
     k = len(expected)
-    allowed = 1e-10 if J.dtype == np.float64 else 1e-4
-    if 10 * k < min(J.shape):
-        found = _propack(J, k)
-        if found is not None and np.all(found.residuals <= allowed * expected[0]):
-            apart = np.abs(found.S - expected).max()  # small residuals alone do not show that none was skipped
-            if apart <= 2 * tolerance(float(expected[0]), max(J.shape), J.dtype):
-                return found
+    if 10 * k < min(J.shape) and min(J.shape) > SMALL:
+        tol = 1e-12 if J.dtype == np.float64 else 2e-6
+        found = svds(J, k, tol=tol)
+        apart = np.abs(found.S - expected).max()  # small residuals alone do not show that none was skipped
+        if found.converged and apart <= 2 * tolerance(float(expected[0]), max(J.shape), J.dtype):
+            return Triplets(found.U, found.S, found.Vh, found.residuals)
     U, S, Vh = np.linalg.svd(J, full_matrices=False)
     U, S, Vh = U[:, :k], S[:k], Vh[:k]
-    return Triplets(U, S, Vh, residual(J, U, S, Vh))
-
-
-def _propack(J: Matrix, k: int) -> Triplets | None:
-    """Leading triplets by Lanczos bidiagonalisation; None if it does not converge."""
-    tol = 1e-6 if J.dtype == np.float64 else 1e-3  # SciPy squares it
-    try:
-        U, S, Vh = svds(J, k, solver="propack", tol=tol, maxiter=20 * k + 200, rng=np.random.default_rng(0))
-    except np.linalg.LinAlgError:
-        return None
-    order = np.argsort(-S)
-    U, S, Vh = U[:, order], S[order], Vh[order]
     return Triplets(U, S, Vh, residual(J, U, S, Vh))
 
 

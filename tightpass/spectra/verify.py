@@ -41,16 +41,26 @@ def tolerance(sigma1: float, size: int, dtype: Any) -> float:
     return ROUNDING * float(np.finfo(dtype).eps) * float(np.sqrt(size)) * sigma1
 
 
-def squared_norm(A: Matrix) -> float:
-    """‖A‖_F², accumulated in float64."""
-    if A.dtype == np.float64:
-        return float(np.vdot(A, A))
-    squares: list[float] = [np.sum(np.square(row, dtype=np.float64)).item() for row in A]
-    return sum(squares)
+def squared_norm(A: Matrix, scale: float = 1.0) -> float:
+    """‖A/scale‖_F² of an array of two axes or more, accumulated in float64 a few rows at a time."""
+    step = max(1, 2**18 // max(1, A[0].size)) if len(A) else 1
+    total = 0.0
+    for start in range(0, len(A), step):
+        part = np.asarray(A[start : start + step], dtype=np.float64)
+        if scale != 1.0:
+            part = part / scale
+        total += float(np.vdot(part, part))
+    return total
 
 
-def check_values(values: Matrix, energy: float, shape: tuple[int, ...]) -> None:
-    """Finite, non-negative, sorted, as many as there should be, and Σσ² = ‖A‖_F² within rounding."""
+def allowed_energy(size: int, dtype: Any) -> float:
+    """By how much Σσ² may differ from ‖A‖_F², relative to either: 16·eps·√N."""
+    return 16 * float(np.finfo(dtype).eps) * float(np.sqrt(size))
+
+
+def check_values(values: Matrix, energy: float, shape: tuple[int, ...], dtype: Any = None) -> None:
+    """Finite, non-negative, sorted, as many as there should be, and Σσ² = ‖A‖_F² within the rounding of `dtype` (the
+    values' own, if left out)."""
     if len(values) != min(shape):
         raise VerificationError(f"expected {min(shape)} singular values, got {len(values)}")
     if not np.all(np.isfinite(values)):
@@ -58,8 +68,7 @@ def check_values(values: Matrix, energy: float, shape: tuple[int, ...]) -> None:
     if len(values) and (values[-1] < 0 or np.any(np.diff(values) > 0)):
         raise VerificationError("singular values are negative or not sorted")
     squares = float(np.sum(np.square(values, dtype=np.float64)))
-    allowed = 16 * np.sqrt(max(shape)) * float(np.finfo(values.dtype).eps) * max(energy, squares)
-    if not abs(squares - energy) <= allowed:
+    if not abs(squares - energy) <= allowed_energy(max(shape), dtype or values.dtype) * max(energy, squares):
         raise VerificationError(f"Σσ² = {squares:.17g}, but ‖J‖_F² = {energy:.17g}: they differ beyond rounding")
 
 

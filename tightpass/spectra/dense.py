@@ -1,0 +1,127 @@
+"""All singular values of one matrix, verified: by the two-stage route, and by LAPACK where that is absent or fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from tightpass.errors import InputError, VerificationError
+from tightpass.kernels import native
+from tightpass.kernels.reference_svd import beside, on_host
+from tightpass.spectra import device
+from tightpass.spectra.lapack import gesdd, gesvd
+from tightpass.spectra.twostage import svd_error, two_stage
+from tightpass.spectra.verify import SvdError, check_dense, check_values, squared_norm
+
+Matrix = Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """values (min(M, N),), descending, by `route`; `checks` in words, and how far a value may be off."""
+
+    values: Any
+    route: str
+    error: SvdError
+    checks: tuple[str, ...]
+
+
+BASIC = "finite, non-negative, sorted, Σσ² = ‖J‖_F²"
+
+
+def by_two_stage(A: Matrix, overwrite: bool = False, threads: int | None = None) -> Answer:
+    """The two-stage route. Raises VerificationError if its own evidence is against it."""
+    values, B = two_stage(A, overwrite, threads)
+    check_values(values.astype(np.float64) / B.scale, B.energy, B.shape, B.dtype)
+    probed = "the reduction by four random probes, energy and norms"
+    placed = "every value, tail included, by Sturm counts on both sides"
+    return Answer(values, "two-stage", svd_error(B, float(values[0])), (BASIC, probed, placed))
+
+
+def by_lapack(driver: Callable[[Matrix], Matrix]) -> Callable[[Matrix], Answer]:
+    """A driver of LAPACK's kind with a second look at the tail."""
+
+    def route(A: Matrix) -> Answer:
+        values = on_host(driver(A if driver is device.cusolver else on_host(A)))
+        A = on_host(A)
+        check_values(values, squared_norm(A), A.shape, A.dtype)
+        error, checks = check_dense(A, values)
+        return Answer(values, driver.__name__, error, (BASIC, *checks))
+
+    return route
+
+
+Routes = list[tuple[str, Callable[[Matrix], Answer]]]
+
+
+def routes(A: Matrix, threads: int | None = None) -> Routes:
+    """Routes in the order in which they are tried; on a GPU the faster first."""
+    host: Routes = [("gesdd", by_lapack(gesdd)), ("gesvd", by_lapack(gesvd))]
+    if device.is_cupy(A):
+        own: Routes = [("two-stage", by_two_stage)]
+        if max(A.shape) <= device.LIMIT_32_BIT:
+            own.append(("cuSOLVER", by_lapack(device.cusolver)))
+        best = device.fastest((A.device.id, str(A.dtype), device.size_class(A.shape)), own, A)
+        return sorted(own, key=lambda route: route[0] != best) + host
+    return [("two-stage", partial(by_two_stage, threads=threads)), *host] if native.extension is not None else host
+
+
+def verified(A: Matrix, threads: int | None = None) -> Answer:
+    """By the first route whose answer passes its checks. Raises VerificationError with what each said if none does."""
+    problems = []
+    for name, route in routes(A, threads):
+        try:
+            return route(A)
+        except (np.linalg.LinAlgError, VerificationError) as error:
+            problems.append(f"{name}: {error}")
+    raise VerificationError("no SVD of this matrix can be trusted: " + "; ".join(problems))
+
+
+def check_matrix(A: Matrix, name: str = "A") -> None:
+    """Raises InputError for anything but a real float32 or float64 matrix with entries."""
+    shape, dtype = getattr(A, "shape", None), getattr(A, "dtype", None)
+    if shape is None or dtype is None or not (isinstance(A, np.ndarray | torch.Tensor) or device.is_cupy(A)):
+        raise InputError(f"{name}: expected a NumPy, torch or CuPy array, got {type(A).__name__}")
+    if len(shape) != 2:
+        raise InputError(f"{name}: expected a matrix, got shape {tuple(shape)}")
+    if 0 in shape:
+        raise InputError(f"{name}: expected at least one row and one column, got shape {tuple(shape)}")
+    kind = str(dtype).removeprefix("torch.")
+    if kind not in ("float32", "float64"):
+        hint = "its real and imaginary parts have other singular values" if "complex" in kind else "convert it first"
+        raise InputError(f"{name}: expected float32 or float64, got {kind}; {hint}")
+
+
+def svdvals(A: Matrix, overwrite: bool = False) -> Matrix:
+    """All singular values of A (M, N), descending, verified; the same kind of array as A, on its device.
+
+    A           NumPy, torch or CuPy; float32 or float64
+    overwrite   A may be destroyed: saves the copy where rows are contiguous and M ≥ N. No second route then
+
+    Raises InputError for what is not a finite real matrix, VerificationError if no route's answer passes its checks.
+    """
+    check_matrix(A)
+    if isinstance(A, torch.Tensor):
+        A = A.detach().resolve_neg()
+    own = device.to_cupy(A) if isinstance(A, torch.Tensor) and A.is_cuda else A
+    if isinstance(own, np.ndarray) and not own.dtype.isnative:
+        own = own.astype(own.dtype.newbyteorder("="))
+    try:
+        if device.is_cupy(own):
+            answer = device.or_on_host(verified, own)
+        elif overwrite and native.extension is not None:
+            answer = by_two_stage(own, overwrite=True)
+        else:
+            answer = verified(own)
+    except VerificationError:
+        if not device.all_finite(own):
+            raise InputError("A: expected finite entries, got NaN or infinity") from None
+        raise
+    if isinstance(A, torch.Tensor):
+        return torch.from_numpy(np.ascontiguousarray(on_host(answer.values))).to(A.device)
+    return beside(on_host(answer.values), own) if device.is_cupy(own) else answer.values

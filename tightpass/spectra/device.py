@@ -1,0 +1,81 @@
+"""GPU: arrays shared without copies, drivers timed on the device at hand, and what to do when it is full."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+Array = Any
+Result = TypeVar("Result")
+LIMIT_32_BIT = 18_900
+"""cuSOLVER's dense SVD behind CuPy goes wrong in silence beyond about this many rows and columns (cupy#7611)."""
+
+
+def is_cupy(array: Array) -> bool:
+    return hasattr(array, "__cuda_array_interface__") and not isinstance(array, torch.Tensor)
+
+
+def to_cupy(tensor: torch.Tensor) -> Array:
+    """A CUDA tensor as CuPy's, sharing its memory (DLPack)."""
+    import cupy
+
+    return cupy.from_dlpack(tensor)
+
+
+def all_finite(A: Array) -> bool:
+    if isinstance(A, torch.Tensor):
+        return bool(torch.isfinite(A).all())
+    if isinstance(A, np.ndarray):
+        return bool(np.isfinite(A).all())
+    import cupy
+
+    return bool(cupy.isfinite(A).all())
+
+
+def size_class(shape: tuple[int, ...]) -> int:
+    """Sizes that differ by less than a factor two share a choice of driver."""
+    return int(min(shape[-2:])).bit_length()
+
+
+CHOICES: dict[tuple[Any, ...], str] = {}
+"""The fastest driver for each device, precision and size class, once timed."""
+
+
+def fastest(key: tuple[Any, ...], candidates: list[tuple[str, Callable[[Any], Any]]], argument: Any) -> str:
+    """The name of the candidate that runs fastest on an argument; timed once for each key, after a run to warm up."""
+    if key not in CHOICES:
+        seconds = {}
+        for name, run in candidates:
+            try:
+                run(argument)
+                start = time.perf_counter()
+                run(argument)
+                seconds[name] = time.perf_counter() - start
+            except (ArithmeticError, RuntimeError, MemoryError) as error:  # it cannot do this size: no candidate
+                print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
+        CHOICES[key] = min(seconds, key=lambda name: seconds[name]) if seconds else candidates[0][0]
+    return CHOICES[key]
+
+
+def cusolver(A: Array) -> Array:
+    """CuPy's dense SVD, values only."""
+    import cupy
+
+    return cupy.linalg.svd(A, compute_uv=False)
+
+
+def or_on_host(compute: Callable[[Array], Result], A: Array) -> Result:
+    """compute(A), on a copy in the machine's own memory where the GPU's is too small; one line says so."""
+    import cupy
+
+    try:
+        return compute(A)
+    except cupy.cuda.memory.OutOfMemoryError:
+        cupy.get_default_memory_pool().free_all_blocks()
+        print(f"the GPU is too small for an SVD of {A.shape}; it is done on the host", file=sys.stderr)
+        return compute(A.get())

@@ -1,0 +1,119 @@
+"""Anything with products, as the Krylov routes use it: columns in, columns out, in one array library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tightpass.errors import InputError
+from tightpass.spectra import device
+from tightpass.spectra.dense import check_matrix
+from tightpass.spectra.verify import squared_norm
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A (M, N) through `matmat` (N, k) -> (M, k) and `rmatmat` (M, k) -> (N, k).
+
+    new       a NumPy array -> one of the library, precision and device of the products
+    back      the same the other way, into the kind of array that the caller gave
+    energy    ‖A‖_F², where it is known at no great cost
+    """
+
+    shape: tuple[int, int]
+    dtype: Any
+    matmat: Callable[[Array], Array]
+    rmatmat: Callable[[Array], Array]
+    new: Callable[[Array], Array]
+    back: Callable[[Array], Array]
+    energy: Callable[[], float | None]
+
+    @property
+    def T(self) -> Operand:
+        return replace(self, shape=self.shape[::-1], matmat=self.rmatmat, rmatmat=self.matmat)
+
+
+def operand(A: Any) -> Operand:
+    """From a NumPy, torch or CuPy matrix, a Jacobian, or a SciPy operator. Raises InputError for anything else."""
+    if isinstance(A, np.ndarray | torch.Tensor) or device.is_cupy(A):
+        return _of_array(A)
+    shape, dtype = getattr(A, "shape", None), getattr(A, "dtype", None)
+    if not (hasattr(A, "matmat") and hasattr(A, "rmatmat") and shape is not None and len(shape) == 2):
+        raise InputError(
+            f"expected a matrix, a Jacobian or an operator with matmat and rmatmat, got {type(A).__name__}"
+        )
+    if isinstance(dtype, torch.dtype):
+        return _of_jacobian(A)
+    kind = np.dtype(dtype if dtype is not None else float)
+    if kind not in (np.float32, np.float64):
+        raise InputError(f"expected an operator of float32 or float64, got {kind}")
+
+    def on_host(product: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        return lambda X: torch.from_numpy(np.ascontiguousarray(product(X.numpy()), dtype=kind))
+
+    return Operand(
+        (int(shape[0]), int(shape[1])), kind, on_host(A.matmat), on_host(A.rmatmat),
+        lambda values: torch.from_numpy(values.astype(kind)), lambda X: X.numpy(), lambda: None,
+    )  # fmt: skip
+
+
+def _of_array(A: Any) -> Operand:
+    check_matrix(A)
+    if device.is_cupy(A):
+        import cupy
+
+        return Operand(
+            tuple(A.shape), A.dtype, lambda X: A @ X, lambda Y: A.T @ Y,
+            lambda values: cupy.asarray(values.astype(A.dtype)), lambda X: X, lambda: float((A.astype("float64") ** 2).sum()),
+        )  # fmt: skip
+    numpy = isinstance(A, np.ndarray)
+    # one library, and its threads, for all products: NumPy's would spin beside torch's
+    T = torch.from_numpy(A if A.flags.writeable and min(A.strides) >= 0 else A.copy()) if numpy else A.detach()
+    kind = np.dtype(str(T.dtype).removeprefix("torch."))
+    # MKL's own way to T.T @ Y is 6 times slower for few columns
+    return Operand(
+        tuple(T.shape), kind, lambda X: T @ X, lambda Y: (Y.T.contiguous() @ T).T,
+        lambda values: torch.from_numpy(values.astype(kind)).to(T.device),
+        (lambda X: X.numpy()) if numpy else (lambda X: X),
+        lambda: squared_norm(T.cpu().numpy()),
+    )  # fmt: skip
+
+
+def _of_jacobian(J: Any) -> Operand:
+    kind = np.dtype(str(J.dtype).removeprefix("torch."))
+    return Operand(
+        tuple(J.shape), kind, J.matmat, J.rmatmat,
+        lambda values: torch.from_numpy(values.astype(kind)).to(J.device), lambda X: X,
+        J.energy if J.form is not None else lambda: None,
+    )  # fmt: skip
+
+
+def check_operator(A: Operand, seed: int = 0) -> None:
+    """Raises InputError for an operator that is not one matrix: shapes, linearity, adjoint, the same answer twice."""
+    m, n = A.shape
+    rng = np.random.default_rng(seed)
+    X, Y = A.new(rng.standard_normal((n, 2))), A.new(rng.standard_normal((m, 2)))
+    AX, AtY = A.matmat(X), A.rmatmat(Y)
+    for name, found, wanted in (("matmat", AX, (m, 2)), ("rmatmat", AtY, (n, 2))):
+        if tuple(found.shape) != wanted:
+            raise InputError(f"{name}: expected an answer of shape {wanted}, got {tuple(found.shape)}")
+    again = A.matmat(X)
+    unit = float(np.finfo(A.dtype).eps) * np.sqrt(max(m, n))
+    size = float((AX**2).sum()) ** 0.5
+    if not np.isfinite(size) or not np.isfinite(float((AtY**2).sum())):
+        raise InputError("its products are not finite")
+    if float(((AX - again) ** 2).sum()) ** 0.5 > 16 * unit * size:
+        raise InputError("the operator gives different answers to the same question; it must be one fixed matrix")
+    both = A.matmat(X[:, :1] + 2 * X[:, 1:])
+    if float(((both - AX[:, :1] - 2 * AX[:, 1:]) ** 2).sum()) ** 0.5 > 64 * unit * size:
+        raise InputError("the operator is not linear: A(x + 2y) differs from Ax + 2Ay")
+    left, right = AX.T @ Y, X.T @ AtY
+    scale = size * float((Y**2).sum()) ** 0.5 + float((X**2).sum()) ** 0.5 * float((AtY**2).sum()) ** 0.5
+    if float(((left - right) ** 2).sum()) ** 0.5 > 64 * unit * scale:
+        raise InputError("rmatmat is not the adjoint of matmat: yᵀ(Ax) differs from (Aᵀy)ᵀx")

@@ -1,0 +1,193 @@
+"""All singular values by the two-stage route: dense → band → bidiagonal → values.
+
+8/3·N³ operations at the speed of products and 8·N²·b more, where LAPACK's one stage is half bound by memory (Haidar,
+Ltaief & Dongarra 2011). Random probes go through both stages with the matrix: for orthogonal Q, P and Gaussian Z,
+
+    Qᵀ·(A·Z) − B·(Pᵀ·Z) = E·Z
+
+is what rounding, or a mistake, made of A: every answer is checked against the matrix it was asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tightpass.errors import VerificationError
+from tightpass.kernels import ops
+from tightpass.kernels.reference_svd import beside, on_host
+from tightpass.spectra.verify import SvdError, allowed_energy, tolerance
+
+Matrix = Any
+Values = NDArray[np.floating[Any]]
+
+PROBES = 4
+CHANCE = 0.0908
+"""A χ² of four degrees of freedom is below this once in a thousand times."""
+MISFIT = 4.0
+"""‖E·Z‖_F may be this many eps·√N·‖A·Z‖_F; measured up to 2, at N = 3."""
+SAFE = 2.0**20
+"""Entries up to this size, and down to its inverse, are used as they are."""
+
+
+@dataclass(frozen=True)
+class Bidiagonal:
+    """B = Qᵀ(A + E)P, upper bidiagonal: d (n,), e (n − 1,), to be multiplied by `scale`; float64, on the host.
+
+    error     at 99.9 %, ‖E‖₂ is below this, whatever E
+    energy    ‖A‖_F², divided by scale²
+    """
+
+    d: NDArray[np.float64]
+    e: NDArray[np.float64]
+    scale: float
+    shape: tuple[int, int]
+    dtype: Any
+    error: float
+    energy: float
+
+    def count_above(self, tau: float, threads: int | None = None) -> int:
+        """How many singular values of B are at least tau: by one Sturm count, without computing them."""
+        below = ops.sturm_counts(self.d, self.e, np.array([tau / self.scale]), threads=threads)
+        return len(self.d) - int(below[0])
+
+
+def band_width(n: int) -> int:
+    """The fastest on the processors at hand (docs/decisions/007)."""
+    return 16 if n < 400 else 32 if n < 3000 else 64
+
+
+def bidiagonalize(
+    A: Matrix, overwrite: bool = False, width: int | None = None, threads: int | None = None
+) -> Bidiagonal:
+    """A (m, n), NumPy, torch or CuPy, float32 or float64, to bidiagonal form.
+
+    overwrite   A may be destroyed, which saves a copy; only where m ≥ n and rows are contiguous
+
+    Raises VerificationError for entries that are not finite, and where probes, energy or norms show that B is
+    not QᵀAP.
+    """
+    shape, wide = tuple(A.shape), A.shape[0] < A.shape[1]
+    A = A.T if wide else A
+    m, n = A.shape
+    b = band_width(n) if width is None else width
+    Z = probes(n, str(A.dtype).removeprefix("torch."))
+    place = ops.layout("A", A)
+    in_place = overwrite and place.writable and (n == 1 or place.strides[1] == 1) and place.strides[0] >= n
+    found = ops.two_stage(A, beside(Z, A), b, in_place, threads) or _by_library(A, Z, b, in_place)
+    d, e, told = found
+    if not np.isfinite(told["largest"]):
+        raise VerificationError("the matrix has entries that are not finite")
+    kind = np.finfo(Z.dtype)
+    _check(told, float(kind.eps) * np.sqrt(m))
+    squares = float(np.vdot(d, d) + np.vdot(e, e))
+    if not abs(squares - told["energy"]) <= allowed_energy(m, kind.dtype) * max(told["energy"], squares):
+        raise VerificationError(f"two-stage reduction: ‖B‖_F² = {squares:.17g}, but ‖A‖_F² = {told['energy']:.17g}")
+    scale = told["scale"]
+    error = told["misfit"] / float(np.sqrt(CHANCE)) * scale
+    return Bidiagonal(d, e, scale, shape, kind.dtype, error, told["energy"])
+
+
+def _check(told: dict[str, float], unit: float) -> None:
+    """Raises VerificationError for a misfit beyond rounding, or where Q or P did not keep the probes' lengths."""
+    allowed = MISFIT * unit * told["left_before"]
+    if not told["misfit"] <= allowed:
+        raise VerificationError(
+            f"two-stage reduction: QᵀAZ and BPᵀZ differ by {told['misfit']:.2e}, rounding explains {allowed:.2e}"
+        )
+    for side in ("right", "left"):
+        before, after = told[f"{side}_before"], told[f"{side}_after"]
+        if not abs(after - before) <= MISFIT * unit * before:
+            raise VerificationError(
+                f"two-stage reduction: a transformation is not orthogonal, probes of norm {before:.9e} came out as {after:.9e}"
+            )
+
+
+def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any, Any, dict[str, float]]:
+    """What `ops.two_stage` does, in products of the array library: for arrays on a GPU."""
+    m, n = A.shape
+    largest = max(-float(A.min()), float(A.max()))
+    scale = (
+        1.0
+        if not np.isfinite(largest) or 1 / SAFE <= largest <= SAFE or largest == 0
+        else 2.0 ** np.floor(np.log2(largest))
+    )
+    if not np.isfinite(largest):
+        return np.zeros(n), np.zeros(n - 1), {"largest": largest, "scale": 1.0}
+    rows, few = n + 2 * b, max(1, 2**24 // n)
+    A = A if in_place else A * 1.0
+    if scale != 1.0:
+        A /= scale
+    right = beside(np.zeros((rows, PROBES)), A)
+    right[:n, :] = beside(Z.T, A)
+    left = beside(np.zeros((max(m, rows), PROBES)), A)
+    left[:m, :] = A @ right[:n, :]
+    energy = sum(float((A[i : i + few, :] ** 2).sum()) for i in range(0, m, few))
+    before = [on_host(array).astype(np.float64) for array in (left, right)]
+    band = beside(np.zeros((rows, 3 * b)), A)
+    ops.band_reduction(A, band, left, right, b)
+    ops.bulge_chase(band, left[:rows, :], right, n, b)
+    d = np.ascontiguousarray(on_host(band[:n, b]), dtype=np.float64)
+    e = np.ascontiguousarray(on_host(band[: n - 1, b + 1]), dtype=np.float64)
+    turned_left, turned_right = (on_host(array).astype(np.float64) for array in (left, right))
+    image = np.zeros_like(turned_left)
+    image[:n] = d[:, None] * turned_right[:n]
+    image[: n - 1] += e[:, None] * turned_right[1:n]
+    norms = [float(np.linalg.norm(array)) for array in (image - turned_left, *before, turned_left, turned_right)]
+    names = ("misfit", "left_before", "right_before", "left_after", "right_after")
+    return d, e, {"largest": largest, "scale": scale, "energy": energy, **dict(zip(names, norms, strict=True))}
+
+
+def bidiagonal_values(B: Bidiagonal, threads: int | None = None) -> Values:
+    """All singular values of B in A's precision, descending."""
+    eps = float(np.finfo(B.dtype).eps)
+    reach = float(np.abs(B.d).max() + (np.abs(B.e).max() if len(B.e) else 0.0))
+    values = ops.bisection(B.d, B.e, absolute=eps / 64 * reach, relative=eps / 8, threads=threads)
+    return np.asarray(values * B.scale, dtype=B.dtype)
+
+
+def check_by_counts(B: Bidiagonal, values: Values, threads: int | None = None) -> None:
+    """Raises VerificationError unless Sturm counts on both sides of every value, tail included, put it in its place."""
+    n = len(values)
+    if len(B.d) != n or not np.all(np.isfinite(values)):
+        raise VerificationError(f"expected {len(B.d)} finite singular values, got {n}, or some that are not finite")
+    sigma = values.astype(np.float64) / B.scale
+    slack = float(np.finfo(B.dtype).eps) * (sigma + sigma[0] / 8)
+    taus = np.concatenate([np.maximum(sigma - slack, 0), sigma + slack])
+    counts = ops.sturm_counts(B.d, B.e, taus, threads=threads)
+    place = np.arange(n - 1, -1, -1)  # how many values are smaller
+    wrong = (counts[:n] > place) | (counts[n:] <= place)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise VerificationError(
+            f"{int(wrong.sum())} singular values are misplaced, the first is number {i + 1}: {values[i]:.9e}, with "
+            f"{place[i]} below it, where Sturm counts say {counts[i]} to {counts[n + i] - 1}"
+        )
+
+
+def two_stage(A: Matrix, overwrite: bool = False, threads: int | None = None) -> tuple[Values, Bidiagonal]:
+    """All singular values and the bidiagonal matrix they are of; both checks passed."""
+    B = bidiagonalize(A, overwrite, threads=threads)
+    values = bidiagonal_values(B, threads)
+    check_by_counts(B, values, threads)
+    return values, B
+
+
+def svd_error(B: Bidiagonal, sigma1: float) -> SvdError:
+    """What rounding moved singular values by: the customary bound, or what the probes allow where that is less."""
+    assumed = tolerance(sigma1, max(B.shape), B.dtype)
+    measured = B.error + 2 * float(np.finfo(B.dtype).eps) * sigma1
+    if measured <= assumed:
+        return SvdError(measured, f"measured: {PROBES} Gaussian probes through the reduction, 99.9 %")
+    return SvdError(assumed, "assumed: 16·eps·√N·σ₁; probes through the reduction saw no more than rounding")
+
+
+@lru_cache(maxsize=8)
+def probes(n: int, dtype: str) -> NDArray[Any]:
+    """Zᵀ (4, n), Gaussian, the same every time."""
+    found: NDArray[Any] = np.random.default_rng(20).standard_normal((PROBES, n)).astype(dtype)
+    return found
