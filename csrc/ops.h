@@ -94,6 +94,16 @@ struct BulgeChase {
   TIGHTPASS_BOTH T* at(Index i, Index j) const { return band.data + i * step() + width + j; }
 };
 
+// The same in one stage, on one thread, for a matrix in the cache: Qᵀ·A·P = bidiagonal for the first m rows and n columns
+// of `a`. Columns beyond n are turned by Qᵀ with the others, rows beyond m by P: probes.
+template <class T>
+struct DirectReduction {
+  View<T, 2> a;       // (≥ m, ≥ n), rows a multiple of 64 bytes long, zeros where nothing is
+  Index m, n;         // m ≥ n
+  View<double, 1> d;  // (n)
+  View<double, 1> e;  // (n − 1)
+};
+
 constexpr Index kProbes = 4;
 
 // What a reduction to bidiagonal form says of itself: all of the matrix divided by `scale`. Frobenius norms.
@@ -104,15 +114,18 @@ struct ReductionCheck {
   double misfit;   // ‖B·PᵀZ − Qᵀ·AZ‖
   double right_before, right_after;  // ‖Z‖, ‖PᵀZ‖
   double left_before, left_after;    // ‖AZ‖, ‖QᵀAZ‖
+  Index misplaced;  // values that Sturm counts on their two sides do not put in their place
 };
 
-// BandReduction and BulgeChase of A (m, n), m ≥ n, with probes Z of the caller's; of A itself or of a copy.
+// All singular values of A (m, n), m ≥ n, divided by the check's scale and rounded to its precision: to bidiagonal form,
+// with probes Z of the caller's, in one stage or in two; then bisection, and counts on both sides of each value.
 template <class T>
 struct TwoStage {
   View<T, 2> a;             // (m, n); contiguous rows where in_place
   View<const T, 2> probes;  // (kProbes, n) Zᵀ, contiguous rows
   View<double, 1> d;        // (n)
   View<double, 1> e;        // (n − 1)
+  View<T, 1> values;        // (n), descending
   ReductionCheck* check;
   Index width;
   bool in_place;
@@ -142,6 +155,7 @@ template <class T> void run(const AttentionBlocks<T>&, int threads);
 template <class T> void run(const GatherRows<T>&, int threads);
 template <class T> void run(const NormRight<T>&, int threads);
 template <class T> void run(const BandReduction<T>&, int threads);
+template <class T> void run(const DirectReduction<T>&, int threads);
 template <class T> void run(const TwoStage<T>&, int threads);
 // Copies a (m, n) where `copy` is given, and measures it: `out` (m, kProbes) = a·probesᵀ, its largest entry, and in
 // energy[0] its squared norm; `energy` has m places.

@@ -60,8 +60,8 @@ template <class T>
 py::dict two_stage(const py::dict& given, int threads) {
   ReductionCheck check{};
   const TwoStage<T> op{view<T, 2>(given["a"]),      view<const T, 2>(given["probes"]), view<double, 1>(given["d"]),
-                       view<double, 1>(given["e"]), &check,                            given["width"].cast<Index>(),
-                       given["in_place"].cast<bool>()};
+                       view<double, 1>(given["e"]), view<T, 1>(given["values"]),       &check,
+                       given["width"].cast<Index>(), given["in_place"].cast<bool>()};
   {
     const py::gil_scoped_release released;
     cpu::run(op, threads);
@@ -75,6 +75,7 @@ py::dict two_stage(const py::dict& given, int threads) {
   out["right_after"] = check.right_after;
   out["left_before"] = check.left_before;
   out["left_after"] = check.left_after;
+  out["misplaced"] = check.misplaced;
   return out;
 }
 

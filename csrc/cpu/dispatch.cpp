@@ -16,6 +16,7 @@
                                  double*, double*, int);                          \
   template <class T> Index band_scratch(const BandReduction<T>&, int);            \
   template <class T> void band_reduction(const BandReduction<T>&, T*, int);       \
+  template <class T> void bidiagonalize(const DirectReduction<T>&, T*);           \
   template <class T> void bulge_chase(const BulgeChase<T>&, Index*, int);         \
   void bisection(const Bisection&, double*, int);                                 \
   void sturm_counts(const SturmCounts&, double*, int);                            \
@@ -121,6 +122,12 @@ void run(const BulgeChase<T>& op, int threads) {
   TIGHTPASS_CALL(bulge_chase, op, progress.data(), threads)
 }
 
+template <class T>
+void run(const DirectReduction<T>& op, int) {
+  const std::unique_ptr<T[]> scratch(new T[std::size_t(3 * op.a.shape[1] + op.a.shape[0])]);
+  TIGHTPASS_CALL(bidiagonalize, op, scratch.get())
+}
+
 void run(const Bisection& op, int threads) {
   std::vector<double> squares(2 * std::size_t(op.d.shape[0]));
   TIGHTPASS_CALL(bisection, op, squares.data(), threads)
@@ -143,6 +150,8 @@ template void survey(const View<const double, 2>&, const View<const double, 2>&,
                      double*, double*, int);
 template void run(const BandReduction<float>&, int);
 template void run(const BandReduction<double>&, int);
+template void run(const DirectReduction<float>&, int);
+template void run(const DirectReduction<double>&, int);
 template void run(const BulgeChase<float>&, int);
 template void run(const BulgeChase<double>&, int);
 

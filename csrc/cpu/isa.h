@@ -52,6 +52,8 @@ void survey(const View<const T, 2>& a, const View<const T, 2>& probes, T* copy, 
 // Elements of scratch memory that `band_reduction` needs.
 template <class T> Index band_scratch(const BandReduction<T>&, int threads);
 template <class T> void band_reduction(const BandReduction<T>&, T* scratch, int threads);
+// `scratch` has room for three rows and one column.
+template <class T> void bidiagonalize(const DirectReduction<T>&, T* scratch);
 // `progress` has one zero for each row of the band.
 template <class T> void bulge_chase(const BulgeChase<T>&, Index* progress, int threads);
 // `squares` has room for 2·n values.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,13 @@ from tightpass.kernels import native, reference, reference_svd
 
 Array = Any
 DTYPES = ("float32", "float64")
+CORES = os.cpu_count() or 1
+
+
+@lru_cache(maxsize=64)
+def dtype_name(dtype: Any) -> str:
+    """ "float32" for a dtype of any library; to spell it anew takes as long as the SVD of a small matrix."""
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Layout:
 def layout(name: str, array: Array) -> Layout:
     """Raises InputError for anything but an array of NumPy, torch or CuPy."""
     if isinstance(array, torch.Tensor):
-        dtype = str(array.dtype).removeprefix("torch.")
+        dtype = dtype_name(array.dtype)
         return Layout(array.data_ptr(), tuple(array.shape), tuple(array.stride()), dtype, str(array.device), True)
     interface = getattr(array, "__cuda_array_interface__", None)
     device = "cpu" if interface is None else f"cuda:{array.device.id}"
@@ -71,7 +79,7 @@ def layout(name: str, array: Array) -> Layout:
         raise InputError(f"{name}: strides {array.strides} are no multiples of its element size {size}")
     strides = tuple(step // size for step in array.strides)
     address, read_only = interface["data"]
-    return Layout(address, tuple(array.shape), strides, str(array.dtype), device, not read_only)
+    return Layout(address, tuple(array.shape), strides, dtype_name(array.dtype), device, not read_only)
 
 
 def kind(array: Array) -> str:
@@ -184,7 +192,7 @@ class _Call:
         if count < 1:
             raise InputError(f"threads: expected at least 1, got {count}")
         # more threads than the system grants would end the process
-        return min(count, os.cpu_count() or 1)
+        return min(count, CORES)
 
 
 def _beside(values: np.ndarray, like: Array) -> Array:
@@ -434,14 +442,14 @@ def bulge_chase(
 
 def two_stage(
     a: Array, probes: Array, width: int, in_place: bool = False, threads: int | None = None
-) -> tuple[np.ndarray, np.ndarray, dict[str, float]] | None:
-    """`band_reduction` and `bulge_chase` in one native call; None where there is none for this device.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]] | None:
+    """All singular values in one native call; None where there is none for this device.
 
     a        (m, n) with m ≥ n ≥ 1, any strides; destroyed with `in_place`, which needs contiguous rows
     probes   (4, n): Zᵀ
 
-    Returns d (n,) and e (n − 1,), float64, of A divided by a power of two, and what the probes tell (`ReductionCheck`
-    in csrc/ops.h).
+    Returns, of A divided by a power of two: d (n,) and e (n − 1,) in float64, the values (n,) in A's precision, and
+    what probes and counts tell (`ReductionCheck` in csrc/ops.h).
     """
     call = _Call("two_stage", "a", a)
     m, n = _matrix("a", a)
@@ -456,15 +464,11 @@ def two_stage(
     call.check_apart()
     if native.extension is None or call.device != "cpu":
         return None
-    d, e = np.empty(n), np.empty(n - 1)
-    call.given |= {
-        "d": layout("d", d).handed_over,
-        "e": layout("e", e).handed_over,
-        "width": width,
-        "in_place": in_place,
-    }
+    d, e, values = np.empty(n), np.empty(n - 1), np.empty(n, dtype=call.dtype)
+    call.given |= {name: layout(name, made).handed_over for name, made in (("d", d), ("e", e), ("values", values))}
+    call.given |= {"width": width, "in_place": in_place}
     compiled = getattr(native.extension, f"cpu_two_stage_{call.dtype}")
-    return d, e, compiled(call.given, call.threads(threads))
+    return d, e, values, compiled(call.given, call.threads(threads))
 
 
 def bisection(

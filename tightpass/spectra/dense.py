@@ -12,6 +12,7 @@ import torch
 
 from tightpass.errors import InputError, VerificationError
 from tightpass.kernels import native
+from tightpass.kernels.ops import dtype_name
 from tightpass.kernels.reference_svd import beside, on_host
 from tightpass.spectra import device
 from tightpass.spectra.lapack import gesdd, gesvd
@@ -36,7 +37,7 @@ BASIC = "finite, non-negative, sorted, Σσ² = ‖J‖_F²"
 
 def by_two_stage(A: Matrix, overwrite: bool = False, threads: int | None = None) -> Answer:
     """The two-stage route. Raises VerificationError if its own evidence is against it."""
-    values, B = two_stage(A, overwrite, threads)
+    values, B = two_stage(A, overwrite, threads=threads)
     check_values(values.astype(np.float64) / B.scale, B.energy, B.shape, B.dtype)
     probed = "the reduction by four random probes, energy and norms"
     placed = "every value, tail included, by Sturm counts on both sides"
@@ -66,7 +67,7 @@ def routes(A: Matrix, threads: int | None = None) -> Routes:
         own: Routes = [("two-stage", by_two_stage)]
         if max(A.shape) <= device.LIMIT_32_BIT:
             own.append(("cuSOLVER", by_lapack(device.cusolver)))
-        best = device.fastest((A.device.id, str(A.dtype), device.size_class(A.shape)), own, A)
+        best = device.fastest((A.device.id, dtype_name(A.dtype), device.size_class(A.shape)), own, A)
         return sorted(own, key=lambda route: route[0] != best) + host
     return [("two-stage", partial(by_two_stage, threads=threads)), *host] if native.extension is not None else host
 
@@ -91,7 +92,7 @@ def check_matrix(A: Matrix, name: str = "A") -> None:
         raise InputError(f"{name}: expected a matrix, got shape {tuple(shape)}")
     if 0 in shape:
         raise InputError(f"{name}: expected at least one row and one column, got shape {tuple(shape)}")
-    kind = str(dtype).removeprefix("torch.")
+    kind = dtype_name(dtype)
     if kind not in ("float32", "float64"):
         hint = "its real and imaginary parts have other singular values" if "complex" in kind else "convert it first"
         raise InputError(f"{name}: expected float32 or float64, got {kind}; {hint}")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tightpass.errors import VerificationError
 from tightpass.kernels import native
+from tightpass.kernels.ops import dtype_name
 from tightpass.kernels.reference_svd import on_host
 from tightpass.spectra import device
 from tightpass.spectra.batched import Factors, block_values
@@ -88,7 +89,7 @@ def singular_values(source: Source, factors: Factors | None = None, memory: int 
 
 def _dtype(source: Source) -> Any:
     """Of the blocks; reads one panel."""
-    return np.dtype(str(next(iter(source.panels())).blocks.dtype).removeprefix("torch."))
+    return np.dtype(dtype_name(next(iter(source.panels())).blocks.dtype))
 
 
 def _of_dense(source: Source) -> Answer:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tightpass.errors import InputError
+from tightpass.kernels.ops import dtype_name
 from tightpass.spectra import device
 from tightpass.spectra.dense import check_matrix
 from tightpass.spectra.verify import squared_norm
@@ -75,7 +76,7 @@ def _of_array(A: Any) -> Operand:
     numpy = isinstance(A, np.ndarray)
     # one library, and its threads, for all products: NumPy's would spin beside torch's
     T = torch.from_numpy(A if A.flags.writeable and min(A.strides) >= 0 else A.copy()) if numpy else A.detach()
-    kind = np.dtype(str(T.dtype).removeprefix("torch."))
+    kind = np.dtype(dtype_name(T.dtype))
     # MKL's own way to T.T @ Y is 6 times slower for few columns
     return Operand(
         tuple(T.shape), kind, lambda X: T @ X, lambda Y: (Y.T.contiguous() @ T).T,
@@ -86,7 +87,7 @@ def _of_array(A: Any) -> Operand:
 
 
 def _of_jacobian(J: Any) -> Operand:
-    kind = np.dtype(str(J.dtype).removeprefix("torch."))
+    kind = np.dtype(dtype_name(J.dtype))
     return Operand(
         tuple(J.shape), kind, J.matmat, J.rmatmat,
         lambda values: torch.from_numpy(values.astype(kind)).to(J.device), lambda X: X,

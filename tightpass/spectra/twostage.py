@@ -61,25 +61,26 @@ def band_width(n: int) -> int:
     return 16 if n < 400 else 32 if n < 3000 else 64
 
 
-def bidiagonalize(
+def two_stage(
     A: Matrix, overwrite: bool = False, width: int | None = None, threads: int | None = None
-) -> Bidiagonal:
-    """A (m, n), NumPy, torch or CuPy, float32 or float64, to bidiagonal form.
+) -> tuple[Values, Bidiagonal]:
+    """All singular values of A (m, n), descending, in its precision, and the bidiagonal matrix that they are of.
 
+    A           NumPy, torch or CuPy, float32 or float64
     overwrite   A may be destroyed, which saves a copy; only where m ≥ n and rows are contiguous
 
-    Raises VerificationError for entries that are not finite, and where probes, energy or norms show that B is
-    not QᵀAP.
+    Raises VerificationError for entries that are not finite, where probes, energy or norms show that B is not QᵀAP,
+    and where Sturm counts do not confirm a value.
     """
     shape, wide = tuple(A.shape), A.shape[0] < A.shape[1]
     A = A.T if wide else A
     m, n = A.shape
     b = band_width(n) if width is None else width
-    Z = probes(n, str(A.dtype).removeprefix("torch."))
+    Z = probes(n, ops.dtype_name(A.dtype))
     place = ops.layout("A", A)
     in_place = overwrite and place.writable and (n == 1 or place.strides[1] == 1) and place.strides[0] >= n
-    found = ops.two_stage(A, beside(Z, A), b, in_place, threads) or _by_library(A, Z, b, in_place)
-    d, e, told = found
+    found = ops.two_stage(A, beside(Z, A), b, in_place, threads)
+    d, e, values, told = found or _by_library(A, Z, b, in_place)
     if not np.isfinite(told["largest"]):
         raise VerificationError("the matrix has entries that are not finite")
     kind = np.finfo(Z.dtype)
@@ -89,7 +90,14 @@ def bidiagonalize(
         raise VerificationError(f"two-stage reduction: ‖B‖_F² = {squares:.17g}, but ‖A‖_F² = {told['energy']:.17g}")
     scale = told["scale"]
     error = told["misfit"] / float(np.sqrt(CHANCE)) * scale
-    return Bidiagonal(d, e, scale, shape, kind.dtype, error, told["energy"])
+    B = Bidiagonal(d, e, scale, shape, kind.dtype, error, told["energy"])
+    with np.errstate(over="ignore"):
+        values = bidiagonal_values(B, threads) if values is None else values * kind.dtype.type(scale)
+    if not np.isfinite(values[0]):
+        raise VerificationError(f"σ₁ is beyond the range of {kind.dtype}; convert the matrix to float64, or scale it")
+    if told.get("misplaced", 1):
+        check_by_counts(B, values, threads)
+    return values, B
 
 
 def _check(told: dict[str, float], unit: float) -> None:
@@ -107,8 +115,8 @@ def _check(told: dict[str, float], unit: float) -> None:
             )
 
 
-def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any, Any, dict[str, float]]:
-    """What `ops.two_stage` does, in products of the array library: for arrays on a GPU."""
+def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any, Any, None, dict[str, float]]:
+    """The reduction of `ops.two_stage` in products of the array library: for arrays on a GPU."""
     m, n = A.shape
     largest = max(-float(A.min()), float(A.max()))
     scale = (
@@ -117,7 +125,7 @@ def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any
         else 2.0 ** np.floor(np.log2(largest))
     )
     if not np.isfinite(largest):
-        return np.zeros(n), np.zeros(n - 1), {"largest": largest, "scale": 1.0}
+        return np.zeros(n), np.zeros(n - 1), None, {"largest": largest, "scale": 1.0}
     rows, few = n + 2 * b, max(1, 2**24 // n)
     A = A if in_place else A * 1.0
     if scale != 1.0:
@@ -139,14 +147,14 @@ def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any
     image[: n - 1] += e[:, None] * turned_right[1:n]
     norms = [float(np.linalg.norm(array)) for array in (image - turned_left, *before, turned_left, turned_right)]
     names = ("misfit", "left_before", "right_before", "left_after", "right_after")
-    return d, e, {"largest": largest, "scale": scale, "energy": energy, **dict(zip(names, norms, strict=True))}
+    return d, e, None, {"largest": largest, "scale": scale, "energy": energy, **dict(zip(names, norms, strict=True))}
 
 
 def bidiagonal_values(B: Bidiagonal, threads: int | None = None) -> Values:
     """All singular values of B in A's precision, descending."""
     eps = float(np.finfo(B.dtype).eps)
     reach = float(np.abs(B.d).max() + (np.abs(B.e).max() if len(B.e) else 0.0))
-    values = ops.bisection(B.d, B.e, absolute=eps / 64 * reach, relative=eps / 8, threads=threads)
+    values = ops.bisection(B.d, B.e, absolute=eps / 32 * reach, relative=eps / 8, threads=threads)
     return np.asarray(values * B.scale, dtype=B.dtype)
 
 
@@ -167,14 +175,6 @@ def check_by_counts(B: Bidiagonal, values: Values, threads: int | None = None) -
             f"{int(wrong.sum())} singular values are misplaced, the first is number {i + 1}: {values[i]:.9e}, with "
             f"{place[i]} below it, where Sturm counts say {counts[i]} to {counts[n + i] - 1}"
         )
-
-
-def two_stage(A: Matrix, overwrite: bool = False, threads: int | None = None) -> tuple[Values, Bidiagonal]:
-    """All singular values and the bidiagonal matrix they are of; both checks passed."""
-    B = bidiagonalize(A, overwrite, threads=threads)
-    values = bidiagonal_values(B, threads)
-    check_by_counts(B, values, threads)
-    return values, B
 
 
 def svd_error(B: Bidiagonal, sigma1: float) -> SvdError:
