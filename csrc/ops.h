@@ -67,6 +67,22 @@ struct NormRight {
   View<T, 2> out;  // (n, d), contiguous rows; may be m itself
 };
 
+// out = a·x for few columns: memory's speed.
+template <class T>
+struct Product {
+  View<const T, 2> a;  // (m, n), contiguous rows
+  View<const T, 2> x;  // (n, width), contiguous rows, width a multiple of 16
+  View<T, 2> out;      // (m, width), contiguous rows
+};
+
+// out = aᵀ·y likewise.
+template <class T>
+struct AdjointProduct {
+  View<const T, 2> a;  // (m, n), contiguous rows
+  View<const T, 2> y;  // (m, width), contiguous rows, width a multiple of 16
+  View<T, 2> out;      // (n, width), contiguous rows
+};
+
 // Orthogonal Q₁, P₁ with Q₁ᵀ·A·P₁ upper banded, for A (m, n) with m ≥ n. A is destroyed. The band is added
 // up in `band`, zero before; the probes become Q₁ᵀ·left and P₁ᵀ·right.
 template <class T>
@@ -155,6 +171,8 @@ template <class T> void run(const AttentionBlocks<T>&, int threads);
 template <class T> void run(const GatherRows<T>&, int threads);
 template <class T> void run(const NormRight<T>&, int threads);
 template <class T> void run(const BandReduction<T>&, int threads);
+template <class T> void run(const Product<T>&, int threads);
+template <class T> void run(const AdjointProduct<T>&, int threads);
 template <class T> void run(const DirectReduction<T>&, int threads);
 template <class T> void run(const TwoStage<T>&, int threads);
 // Copies a (m, n) where `copy` is given, and measures it: `out` (m, kProbes) = a·probesᵀ, its largest entry, and in

@@ -44,6 +44,16 @@ NormRight<T> norm_right(const py::dict& given) {
 }
 
 template <class T>
+Product<T> product(const py::dict& given) {
+  return {view<const T, 2>(given["a"]), view<const T, 2>(given["x"]), view<T, 2>(given["out"])};
+}
+
+template <class T>
+AdjointProduct<T> adjoint_product(const py::dict& given) {
+  return {view<const T, 2>(given["a"]), view<const T, 2>(given["y"]), view<T, 2>(given["out"])};
+}
+
+template <class T>
 BandReduction<T> band_reduction(const py::dict& given) {
   return {view<T, 2>(given["a"]), view<T, 2>(given["band"]), view<T, 2>(given["left"]), view<T, 2>(given["right"]),
           given["width"].cast<Index>()};
@@ -115,6 +125,8 @@ void add_all(py::module_& module, const std::string& dtype) {
   add<AttentionBlocks<T>>(module, "attention_blocks_" + dtype, attention_blocks<T>);
   add<GatherRows<T>>(module, "gather_rows_" + dtype, gather_rows<T>);
   add<NormRight<T>>(module, "norm_right_" + dtype, norm_right<T>);
+  add_cpu<Product<T>>(module, "product_" + dtype, product<T>);
+  add_cpu<AdjointProduct<T>>(module, "adjoint_product_" + dtype, adjoint_product<T>);
   add_cpu<BandReduction<T>>(module, "band_reduction_" + dtype, band_reduction<T>);
   module.def(("cpu_two_stage_" + dtype).c_str(), two_stage<T>);
   add<BulgeChase<T>>(module, "bulge_chase_" + dtype, bulge_chase<T>);

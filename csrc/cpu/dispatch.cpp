@@ -12,6 +12,9 @@
   template <class T> void attention_blocks(const AttentionBlocks<T>&, T*, int);   \
   template <class T> void gather_rows(const GatherRows<T>&, int);                 \
   template <class T> void norm_right(const NormRight<T>&, int);                   \
+  template <class T> void product(const Product<T>&, int);                        \
+  template <class T> Index adjoint_scratch(const AdjointProduct<T>&, int);        \
+  template <class T> void adjoint_product(const AdjointProduct<T>&, T*, int);     \
   template <class T> void survey(const View<const T, 2>&, const View<const T, 2>&, T*, Index, const View<T, 2>&, \
                                  double*, double*, int);                          \
   template <class T> Index band_scratch(const BandReduction<T>&, int);            \
@@ -80,6 +83,11 @@ Index scratch_of(const BandReduction<T>& op, int threads) {
   TIGHTPASS_CALL(band_scratch, op, threads)
 }
 
+template <class T>
+Index scratch_of(const AdjointProduct<T>& op, int threads) {
+  TIGHTPASS_CALL(adjoint_scratch, op, threads)
+}
+
 }  // namespace
 
 const char* instruction_set() {
@@ -102,6 +110,17 @@ void run(const GatherRows<T>& op, int threads) {
 template <class T>
 void run(const NormRight<T>& op, int threads) {
   TIGHTPASS_CALL(norm_right, op, threads)
+}
+
+template <class T>
+void run(const Product<T>& op, int threads) {
+  TIGHTPASS_CALL(product, op, threads)
+}
+
+template <class T>
+void run(const AdjointProduct<T>& op, int threads) {
+  const std::unique_ptr<T[]> scratch(new T[std::size_t(scratch_of(op, threads))]);
+  TIGHTPASS_CALL(adjoint_product, op, scratch.get(), threads)
 }
 
 template <class T>
@@ -144,6 +163,10 @@ template void run(const GatherRows<float>&, int);
 template void run(const GatherRows<double>&, int);
 template void run(const NormRight<float>&, int);
 template void run(const NormRight<double>&, int);
+template void run(const Product<float>&, int);
+template void run(const Product<double>&, int);
+template void run(const AdjointProduct<float>&, int);
+template void run(const AdjointProduct<double>&, int);
 template void survey(const View<const float, 2>&, const View<const float, 2>&, float*, Index, const View<float, 2>&,
                      double*, double*, int);
 template void survey(const View<const double, 2>&, const View<const double, 2>&, double*, Index, const View<double, 2>&,

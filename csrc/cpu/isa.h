@@ -46,6 +46,10 @@ template <class T> Index attention_scratch(const AttentionBlocks<T>&);
 template <class T> void attention_blocks(const AttentionBlocks<T>&, T* scratch, int threads);
 template <class T> void gather_rows(const GatherRows<T>&, int threads);
 template <class T> void norm_right(const NormRight<T>&, int threads);
+template <class T> void product(const Product<T>&, int threads);
+// Elements of scratch memory that `adjoint_product` needs.
+template <class T> Index adjoint_scratch(const AdjointProduct<T>&, int threads);
+template <class T> void adjoint_product(const AdjointProduct<T>&, T* scratch, int threads);
 template <class T>
 void survey(const View<const T, 2>& a, const View<const T, 2>& probes, T* copy, Index copy_row, const View<T, 2>& out,
             double* largest, double* energy, int threads);

@@ -19,7 +19,8 @@ from itertools import pairwise
 
 import torch
 
-from tightpass.jacobian.norm import NormAt, sum_of
+from tightpass.jacobian.norm import NormAt
+from tightpass.jacobian.products import through
 from tightpass.jacobian.rotation import Rotation
 from tightpass.kernels import ops
 
@@ -221,38 +222,62 @@ class ClosedAttention:
         """(H, T, d_head, d_head)."""
         return torch.stack([self._mixing(t) for t in range(self.tokens)], 1)
 
-    # ---- products: everything that depends on columns is (T, k, heads·d_head), so that all columns share each GEMM
+    # ---- products: activations are (T, k, heads·d_head), so that all columns share each product with weights; between
+    # tokens each head is by itself, (heads, T, k, d_head)
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
         """J on (k, T, d_in) tangents -> (k, T, d_out). Fastest where tangents.transpose(0, 1) is contiguous."""
         at = tangents if self.norm is None else self.norm.push(tangents)
-        dq, dk, dv = (self._project(at, W) for W in (self.heads.Wq, self.heads.Wk, self.heads.Wv))
+        projected = through(at.transpose(0, 1), self._projections)  # (T, k, 3·H·d_head)
+        dq, dk, dv = projected.split(self.count * self.d_head, dim=-1)
         if self.heads.rotation is not None:
             dq, dk = self._over_heads(dq, self.heads.rotation.turn), self._over_heads(dk, self.heads.rotation.turn)
-        mixed = torch.empty_like(dq)
-        for h in range(self.count):
-            here = slice(h * self.d_head, (h + 1) * self.d_head)
+        dq, dk, dv = self._by_head(dq), self._by_head(dk), self._by_head(dv)
+        mixed = self._by_head(projected.new_empty(*projected.shape[:2], self.count * self.d_head))
+        for heads, columns in self._parts(len(tangents)):
+            here = (heads, slice(None), columns)
             # Σ_s a_ts (v_s − o_t)·scale·(k_s·dq_t): one small matrix a token
-            mixed[:, :, here] = dq[:, :, here] @ self._mixings[h].mT
-            values = dv[:, :, here].contiguous()
-            for part in self._column_parts(values.shape[1]):
-                self._add_over_tokens(h, dk[:, part, here], values[:, part], mixed[:, part, here])
-        out = mixed @ self.heads.Wo.reshape(self.d_out, -1).T
+            mixed[here] = dq[here] @ self._mixings[heads].mT
+            self._add_over_tokens(heads, dk[here], dv[here], mixed[here])
+        out = through(mixed.permute(1, 2, 0, 3).flatten(-2), self._output_columns)
         return (out.transpose(0, 1) + tangents) if self.residual else out.transpose(0, 1)
 
-    def _project(self, at: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
-        """W (H, d_head, d) on (k, T, d): (T, k, H·d_head)."""
-        return at.transpose(0, 1) @ W.reshape(-1, W.shape[-1]).T
+    def _by_head(self, at: torch.Tensor) -> torch.Tensor:
+        """(T, k, H·d_head) seen as (H, T, k, d_head)."""
+        heads: torch.Tensor = at.unflatten(-1, (self.count, self.d_head)).permute(2, 0, 1, 3)
+        return heads
+
+    @cached_property
+    def _projections(self) -> torch.Tensor:
+        """Wqᵀ, Wkᵀ and Wvᵀ beside each other, (d_in, 3·H·d_head)."""
+        columns: torch.Tensor = self._projection_rows.T.contiguous()
+        return columns
+
+    @cached_property
+    def _projection_rows(self) -> torch.Tensor:
+        """Wq, Wk and Wv below each other, (3·H·d_head, d_in)."""
+        return torch.cat([W.reshape(-1, W.shape[-1]) for W in (self.heads.Wq, self.heads.Wk, self.heads.Wv)])
+
+    @cached_property
+    def _output_columns(self) -> torch.Tensor:
+        """Woᵀ (H·d_head, d_out)."""
+        return self.heads.Wo.reshape(self.d_out, -1).T.contiguous()
 
     def _over_heads(self, d: torch.Tensor, turn: Callable[[torch.Tensor, slice], torch.Tensor]) -> torch.Tensor:
         """A rotation by token on (T, k, H·d_head)."""
         by_head = d.unflatten(-1, (self.count, self.d_head)).movedim(0, -2)  # (k, H, T, d_head)
         return turn(by_head, slice(None)).movedim(-2, 0).flatten(-2).contiguous()
 
-    def _column_parts(self, columns: int) -> list[slice]:
+    def _parts(self, columns: int) -> list[tuple[slice, slice]]:
+        """Groups of heads, or of columns of one head, whose scores are of a size that stays in the cache."""
         rows = max(r.stop - r.start for r in self._row_parts())
-        step = max(1, SCORE_BYTES // (self.tokens * rows * self.a.element_size()))
-        return [slice(i, min(i + step, columns)) for i in range(0, columns, step)]
+        fit = max(1, SCORE_BYTES // (self.tokens * rows * self.a.element_size()))
+        heads, width = (max(1, fit // columns), columns) if fit >= columns else (1, fit)
+        return [
+            (slice(h, min(h + heads, self.count)), slice(c, min(c + width, columns)))
+            for h in range(0, self.count, heads)
+            for c in range(0, columns, width)
+        ]
 
     def _row_parts(self) -> list[slice]:
         """Groups of output tokens: causal rows need fewer input tokens at the start."""
@@ -260,48 +285,48 @@ class ClosedAttention:
         edges = [round(i * self.tokens / parts) for i in range(parts + 1)]
         return [slice(lo, hi) for lo, hi in pairwise(edges)]
 
-    def _add_over_tokens(self, h: int, dk: torch.Tensor, dv: torch.Tensor, out: torch.Tensor) -> None:
-        """out_t += Σ_s a_ts·[(v_s − o_t)·scale·(q_t·dk_s) + dv_s], all (T, k, d_head)."""
-        a, v, columns = self.a[h], self.heads.v[h], dk.shape[1]
+    def _add_over_tokens(self, heads: slice, dk: torch.Tensor, dv: torch.Tensor, out: torch.Tensor) -> None:
+        """out_t += Σ_s a_ts·[(v_s − o_t)·scale·(q_t·dk_s) + dv_s], all (heads, T, k, d_head)."""
+        a, v, columns = self.a[heads], self.heads.v[heads], dk.shape[2]
         for rows in self._row_parts():
             n, count = self._columns(rows.stop - 1), rows.stop - rows.start
-            q = self.heads.scale * self.heads.q[h, rows]
-            weights = (dk[:n].flatten(0, 1) @ q.T).view(n, columns, count).mul_(a[rows, :n].T[:, None])
-            pulled = (weights.view(n, -1).T @ v[:n]).view(columns, count, -1)
-            pulled -= weights.sum(0)[..., None] * self.o[h, rows]
-            out[rows] += pulled.transpose(0, 1)
-            out[rows] += (a[rows, :n] @ dv[:n].flatten(1)).view(count, columns, -1)
+            q = self.heads.scale * self.heads.q[heads, rows]
+            weights = (dk[:, :n].flatten(1, 2) @ q.mT).unflatten(1, (n, columns))
+            weights *= a[:, rows, :n].mT[:, :, None]
+            pulled = (weights.flatten(2).mT @ v[:, :n]).unflatten(1, (columns, count))
+            pulled -= weights.sum(1)[..., None] * self.o[heads, None, rows]
+            out[:, rows] += pulled.transpose(1, 2)
+            out[:, rows] += (a[:, rows, :n] @ dv[:, :n].flatten(2)).unflatten(2, (columns, -1))
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in). Fastest where cotangents.transpose(0, 1) is contiguous."""
-        g = cotangents.transpose(0, 1) @ self.heads.Wo.reshape(self.d_out, -1)  # (T, k, H·d_head)
-        dq, dk, dv = torch.empty_like(g), torch.zeros_like(g), torch.zeros_like(g)
-        for h in range(self.count):
-            here = slice(h * self.d_head, (h + 1) * self.d_head)
-            dq[:, :, here] = g[:, :, here] @ self._mixings[h]
-            mine = g[:, :, here].contiguous()
-            for part in self._column_parts(mine.shape[1]):
-                self._add_back_over_tokens(h, mine[:, part], dk[:, part, here], dv[:, part, here])
+        g = through(cotangents.transpose(0, 1), self.heads.Wo.reshape(self.d_out, -1))  # (T, k, H·d_head)
+        projected = g.new_zeros(*g.shape[:2], 3 * g.shape[2])
+        dq, dk, dv = (self._by_head(part) for part in projected.split(g.shape[2], dim=-1))
+        by_head = self._by_head(g)
+        for heads, columns in self._parts(len(cotangents)):
+            here = (heads, slice(None), columns)
+            dq[here] = by_head[here] @ self._mixings[heads]
+            self._add_back_over_tokens(heads, by_head[here], dk[here], dv[here])
         if self.heads.rotation is not None:
-            dq, dk = self._over_heads(dq, self.heads.rotation.back), self._over_heads(dk, self.heads.rotation.back)
-        at = sum_of(
-            d @ W.reshape(-1, W.shape[-1]) for d, W in ((dq, self.heads.Wq), (dk, self.heads.Wk), (dv, self.heads.Wv))
-        ).transpose(0, 1)
+            for part in projected.split(g.shape[2], dim=-1)[:2]:
+                part.copy_(self._over_heads(part, self.heads.rotation.back))
+        at = through(projected, self._projection_rows).transpose(0, 1)
         out = at if self.norm is None else self.norm.push(at)
         return out + cotangents if self.residual else out
 
-    def _add_back_over_tokens(self, h: int, g: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> None:
-        """The transpose of `_add_over_tokens`: cotangents of keys and values, all (T, k, d_head)."""
-        a, v, columns = self.a[h], self.heads.v[h], g.shape[1]
+    def _add_back_over_tokens(self, heads: slice, g: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> None:
+        """The transpose of `_add_over_tokens`: cotangents of keys and values, all (heads, T, k, d_head)."""
+        a, v, columns = self.a[heads], self.heads.v[heads], g.shape[2]
         for rows in self._row_parts():
             n, count = self._columns(rows.stop - 1), rows.stop - rows.start
-            at = g[rows]
-            weights = (at.flatten(0, 1) @ v[:n].T).view(count, columns, n)
-            weights -= (at * self.o[h, rows, None]).sum(-1, keepdim=True)
-            weights *= a[rows, None, :n]
-            q = self.heads.scale * self.heads.q[h, rows]
-            dk[:n] += (weights.view(count, -1).T @ q).view(columns, n, -1).transpose(0, 1)
-            dv[:n] += (a[rows, :n].T @ at.flatten(1)).view(n, columns, -1)
+            at = g[:, rows]
+            weights = (at.flatten(1, 2) @ v[:, :n].mT).unflatten(1, (count, columns))
+            weights -= (at * self.o[heads, rows, None]).sum(-1, keepdim=True)
+            weights *= a[:, rows, None, :n]
+            q = self.heads.scale * self.heads.q[heads, rows]
+            dk[:, :n] += (weights.flatten(2).mT @ q).unflatten(1, (columns, n)).transpose(1, 2)
+            dv[:, :n] += (a[:, rows, :n].mT @ at.flatten(2)).unflatten(2, (columns, -1))
 
     # ---- norm
 

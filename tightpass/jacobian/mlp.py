@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 
 from tightpass.jacobian.norm import NormAt, sum_of
+from tightpass.jacobian.products import through
 from tightpass.kernels import ops
 
 
@@ -54,6 +55,11 @@ class ClosedMLP:
     def _down_rows(self) -> torch.Tensor:
         """W2ᵀ (d_ff, d_out), so that a unit's column is contiguous."""
         return self.down.T.contiguous()
+
+    @cached_property
+    def _up_columns(self) -> list[torch.Tensor]:
+        """W1ᵀ (d_in, d_ff) of each branch."""
+        return [branch.weight.T.contiguous() for branch in self.branches]
 
     @cached_property
     def active(self) -> tuple[torch.Tensor, ...]:
@@ -97,13 +103,14 @@ class ClosedMLP:
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
         """J on (k, T, d_in) tangents -> (k, T, d_out)."""
         at = tangents if self.norm is None else self.norm.push(tangents)
-        out = sum_of([(at @ branch.weight.T).mul_(branch.slope) for branch in self.branches]) @ self.down.T
+        hidden = sum_of([through(at, W).mul_(b.slope) for W, b in zip(self._up_columns, self.branches, strict=True)])
+        out = through(hidden, self._down_rows)
         return out.add_(tangents) if self.residual else out
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in)."""
-        hidden = cotangents @ self.down
-        at = sum_of([(hidden * branch.slope) @ branch.weight for branch in self.branches])
+        hidden = through(cotangents, self.down)
+        at = sum_of([through(hidden * branch.slope, branch.weight) for branch in self.branches])
         out = at if self.norm is None else self.norm.push(at)
         return out + cotangents if self.residual else out
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from array_api_compat import array_namespace
 
 from tightpass.errors import InputError
 from tightpass.kernels import native, reference, reference_svd
@@ -206,6 +207,15 @@ def _beside(values: np.ndarray, like: Array) -> Array:
     return cupy.asarray(values)
 
 
+def _zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Of the kind, precision and device of `like`."""
+    return (
+        like.new_zeros(shape)
+        if isinstance(like, torch.Tensor)
+        else array_namespace(like).zeros(shape, dtype=like.dtype)
+    )
+
+
 def _plain(values: Any) -> np.ndarray:
     """Indices of any kind as a NumPy array; an empty sequence has no kind of its own."""
     if isinstance(values, torch.Tensor):
@@ -386,6 +396,38 @@ def norm_right(
     if not call.run(threads, stream):
         reference.norm_right(m, x, r, out, gamma, centred)
     return out
+
+
+def product(a: Array, x: Array, threads: int | None = None) -> Array:
+    """a·x for a (m, n) of contiguous rows and few columns x (n, w), at the speed of memory; a new array (m, w)."""
+    return _skinny("product", a, "x", x, threads)
+
+
+def adjoint_product(a: Array, y: Array, threads: int | None = None) -> Array:
+    """aᵀ·y for a (m, n) of contiguous rows and few columns y (m, w), at the speed of memory; a new array (n, w)."""
+    return _skinny("adjoint_product", a, "y", y, threads)
+
+
+def _skinny(operation: str, a: Array, name: str, x: Array, threads: int | None) -> Array:
+    """The columns are filled up with zeros to a multiple of 16."""
+    call = _Call(operation, "a", a)
+    m, n = _matrix("a", a)
+    depth, rows = (n, m) if operation == "product" else (m, n)
+    found, columns = _matrix(name, x)
+    if found != depth:
+        raise InputError(f"{name}: expected {depth} rows, got shape {(found, columns)}")
+    call.add("a", a, (m, n), rows=True)
+    width = -(-columns // 16) * 16
+    padded = x
+    if width != columns or (layout(name, x).strides[1] != 1):
+        padded = _zeros((depth, width), a)
+        padded[:, :columns] = x
+    out = _zeros((rows, width), a)
+    call.add(name, padded, (depth, width), rows=True)
+    call.add_output(out, (rows, width))
+    if not (depth and rows and columns) or not call.run(threads, None):
+        return a @ x if operation == "product" else a.T @ x
+    return out[:, :columns]
 
 
 WIDTHS = range(16, 129, 16)

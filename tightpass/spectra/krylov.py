@@ -7,6 +7,7 @@ Block Golub–Kahan–Lanczos with full reorthogonalisation and thick restart (G
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ from array_api_compat import array_namespace
 
 from tightpass.errors import InputError
 from tightpass.kernels.reference_svd import on_host
-from tightpass.spectra.operand import Operand, check_operator, operand
+from tightpass.spectra.operand import Operand, adjoint_times, check_operator, operand, times
 
 Array = Any
 BLOCK = 16
 """Columns of a product: enough for the memory's speed to be used, few enough to lose little of Krylov's."""
 BASIS_BYTES = 2**31
-LOOK = 1.25
-"""The basis grows by this factor between two looks at its Ritz values."""
+LOOK = 1.5
+"""The basis grows by at most this factor between two looks at its Ritz values, which cost the cube of its size."""
 TOL = {"float32": 1e-5, "float64": 1e-8}
 """Residuals asked for where none are given, relative to σ₁."""
 
@@ -135,7 +136,7 @@ class _Basis:
         self.most = min(self.full, max(k + 2 * width, min(max(8 * k, k + 24 * width), afford)))
         self.V, self.U = (op.new(np.zeros((rows, self.most + width), dtype=op.dtype)) for rows in (n, m))
         self.B = np.zeros((self.most + width, self.most + width))
-        self.q = 0
+        self.q = self.near = 0  # the columns of V and U that the next block is coupled to start at `near`
         self.xp = array_namespace(self.V)
         self._next(op.new(rng.standard_normal((n, width))))
         self.coupling = np.zeros((width, width))
@@ -143,20 +144,34 @@ class _Basis:
 
     def run(self, tol: float, limit: int) -> bool:
         """Grows until k triplets have residuals below tol·σ₁, or the limit is reached; True in the first case."""
-        look = 0
+        look, seen = self.k + 4 * self.width, []
         while True:
             self._grow()
             spent, crowded = self.op.columns >= limit, self.q + self.width > self.most
             if not (self.q == self.full or spent or crowded or self.q >= look):
                 continue
             self._decompose()
-            if self.q == self.full or self._settled(tol):
+            worst = self._worst() / tol
+            if self.q == self.full or worst <= 0.5:
                 return True
             if spent:
                 return False
-            look = max(self.k + 2 * self.width, int(LOOK * self.q))  # B's SVD costs q³
+            seen.append((self.q, float(np.log(max(2 * worst, 1.0)))))
+            ahead = self._ahead(seen)
             if crowded:
                 self._compress()
+                seen = []
+            look = self.q + ahead
+
+    def _ahead(self, seen: list[tuple[int, float]]) -> int:
+        """Columns until the next look, from (q, logarithm of what residuals must still fall by): they fall ever faster
+        (Saad 1980), and to look is cheaper than to go too far."""
+        most = int((LOOK - 1) * self.q)
+        falls = [(a[1] - b[1]) / (b[0] - a[0]) for a, b in pairwise(seen[-3:]) if b[0] > a[0]]
+        if not falls or min(falls) <= 0:
+            return min(most, 4 * self.width)
+        fall = falls[-1] * max(1.0, falls[-1] / falls[0])
+        return min(most, max(self.width, int(0.8 * seen[-1][1] / fall)))
 
     def ritz(self, k: int) -> tuple[Array, Array, Array]:
         """U (m, k), S (k,), V (n, k) of the k leading triplets."""
@@ -171,38 +186,37 @@ class _Basis:
     def _next(self, X: Array) -> Array:
         """The next block of V from X: orthonormal, and so to what is there. Returns R (X = V·C + V_next·R)."""
         width = min(self.width, X.shape[1], self.full - self.q)
-        Q, R = _orthonormal(self.V[:, : self.q], X[:, :width], self.op, self.rng)
+        Q, _, R = _orthonormal(self.V[:, : self.q], X[:, :width], self.near, self.op, self.rng)
         self.V[:, self.q : self.q + width] = Q
         self.ahead = width
         return R
 
     def _grow(self) -> None:
         q, width = self.q, self.ahead
-        W = self.op.matmat(self.V[:, q : q + width])
-        U, R = _orthonormal(self.U[:, :q], W, self.op, self.rng)
+        U, C, R = _orthonormal(self.U[:, :q], self.op.matmat(self.V[:, q : q + width]), self.near, self.op, self.rng)
+        self.near = q
         self.U[:, q : q + width] = U
-        if q:
-            self.B[:q, q : q + width] = on_host(self.U[:, :q].T @ W)
+        self.B[:q, q : q + width] = C
         self.B[q : q + width, q : q + width] = R
         X = self.op.rmatmat(U)
         self.q = q + width
         self.last = width
         if self.q < self.full:
-            rest = self._next(X)
-            self.coupling = rest
+            self.coupling = self._next(X)
 
     def _decompose(self) -> None:
         """B = P·diag(s)·Qh, by torch, whose threads do the products as well."""
         parts = torch.linalg.svd(torch.from_numpy(self.B[: self.q, : self.q]))
         self.P, self.s, self.Qh = (part.numpy() for part in parts)
 
-    def _settled(self, tol: float) -> bool:
-        """By Aᵀ·U = V·Bᵀ + V_next·R·(last block)ᵀ; the residuals that are reported are measured afterwards."""
+    def _worst(self) -> float:
+        """The largest residual relative to σ₁, by Aᵀ·U = V·Bᵀ + V_next·R·(last block)ᵀ; those that are reported are
+        measured afterwards."""
         if self.q < self.k:
-            return False
+            return float("inf")
         tail = self.P[self.q - self.last : self.q, : self.k]
         left = np.linalg.norm(self.coupling @ tail[: self.coupling.shape[1]], axis=0)
-        return bool(np.all(left <= 0.5 * tol * self.s[0]))
+        return float(left.max() / self.s[0]) if self.s[0] > 0 else 0.0
 
     def _compress(self, keep: int | None = None) -> None:
         """Thick restart: the leading Ritz vectors stay, the next block follows them (Wu & Simon 2000)."""
@@ -213,59 +227,69 @@ class _Basis:
         self.U[:, :keep], _, self.V[:, :keep] = self.ritz(keep)
         self.B[:] = 0
         self.B[:keep, :keep] = np.diag(self.s[:keep])
-        self.q = keep
+        self.q, self.near = keep, 0
         self.V[:, keep : keep + self.ahead] = ahead
 
 
-def _orthonormal(basis: Array, X: Array, op: _Counted, rng: np.random.Generator) -> tuple[Array, Any]:
-    """Q (·, w) orthonormal and orthogonal to `basis`, R (w, w) on the host with X = basis·C + Q·R.
+def _orthonormal(basis: Array, X: Array, near: int, op: _Counted, rng: np.random.Generator) -> tuple[Array, Any, Any]:
+    """Q (·, w) orthonormal and orthogonal to `basis` (·, q), and C (q, w), R (w, w) on the host with X = basis·C + Q·R.
 
     Directions that vanish are replaced by random ones, whose part of R is nothing.
     """
     xp = array_namespace(X)
-    rest = X
-    if basis.shape[1]:
-        for _ in range(2):
-            rest = rest - basis @ (basis.T @ rest)
+    rest, C = _project_out(basis, X, near)
     Q, R = xp.linalg.qr(rest)
-    diagonal = np.abs(np.diagonal(on_host(R)))
-    gone = diagonal <= 1e3 * float(np.finfo(op.dtype).eps) * float((X**2).sum()) ** 0.5
+    R = on_host(R).astype(np.float64)
+    gone = np.abs(np.diagonal(R)) <= 1e3 * float(np.finfo(op.dtype).eps) * float((X**2).sum()) ** 0.5
     if gone.any():
         fresh = op.new(rng.standard_normal(tuple(X.shape)))
         Q = xp.where(op.new(gone.astype(float))[None, :] > 0, fresh, Q)
         for _ in range(2):
-            if basis.shape[1]:
-                Q = Q - basis @ (basis.T @ Q)
-            Q, _ = xp.linalg.qr(Q)
-        R = Q.T @ rest
-    return Q, on_host(R).astype(np.float64)
+            Q, _ = xp.linalg.qr(_project_out(basis, Q, 0)[0])
+        R = on_host(adjoint_times(Q, rest)).astype(np.float64)
+    return Q, C, R
+
+
+def _project_out(basis: Array, X: Array, near: int) -> tuple[Array, Any]:
+    """X − basis·C and C. Twice: after once, what the basis lacks in orthogonality would grow with each block. The first
+    time only the columns from `near` on, which have all of X's part but rounding."""
+    C = np.zeros((basis.shape[1], X.shape[1]))
+    for first in (near, 0) if basis.shape[1] else ():
+        part = adjoint_times(basis[:, first:], X)
+        X = X - times(basis[:, first:], part)
+        C[first:] += on_host(part)
+    return X, C
 
 
 def _look_for_more(op: _Counted, U: Array, S: Array, V: Array, tol: float, seed: int) -> tuple[Array | None, str]:
     """Directions of a value above σ_k that was skipped (None if none was found), and what is known in words.
 
     Certain where the energy that is left, ‖A‖_F² − Σσ², is less than σ_k²; else by a fresh random start on what the
-    triplets leave over.
+    triplets leave over, whose first product also tells whether the energy is worth adding up.
     """
     k, smallest = len(S), float(S[-1])
     if k == min(op.shape):
         return None, "certain: these are all"
-    energy = op.energy()
-    if energy is not None:
-        left = energy - float(np.sum(on_host(S).astype(np.float64) ** 2))
-        if left < smallest**2 * (1 - 1e-3):
-            return None, "certain: the energy that is left is below σ_k²"
-    X = op.new(np.random.default_rng(seed).standard_normal((op.shape[1], 4)))
+    X = op.new(np.random.default_rng(seed).standard_normal((op.shape[1], min(4, op.shape[1]))))
     xp = array_namespace(X)
-    for _ in range(3):
-        X = X - V @ (V.T @ X)
-        X, _ = xp.linalg.qr(X)
-        Y = op.matmat(X)
-        Y = Y - U @ (U.T @ Y)
+    for step in range(2):
+        X, _ = xp.linalg.qr(_without(V, X))
+        Y = _without(U, op.matmat(X))
+        if step == 0 and float((Y**2).mean()) * op.shape[0] * op.shape[1] < 9 * smallest**2 and _none_left(op, S):
+            return None, "certain: the energy that is left is below σ_k²"
         X = op.rmatmat(Y)
-    X = X - V @ (V.T @ X)
-    X, _ = xp.linalg.qr(X)
+    X, _ = xp.linalg.qr(_without(V, X))
     found = float(np.linalg.norm(on_host(op.matmat(X)), 2))
     if found > smallest + 10 * tol * float(S[0]):
         return X, f"not complete: a value of {found:.3e} was skipped"
     return None, "probed: a fresh random start found none above σ_k"
+
+
+def _none_left(op: _Counted, S: Array) -> bool:
+    energy = op.energy()
+    squares = on_host(S).astype(np.float64) ** 2
+    return energy is not None and energy - float(squares.sum()) < squares[-1] * (1 - 1e-3)
+
+
+def _without(basis: Array, X: Array) -> Array:
+    return X - times(basis, adjoint_times(basis, X))

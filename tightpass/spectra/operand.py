@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tightpass.errors import InputError
+from tightpass.kernels import native, ops
 from tightpass.kernels.ops import dtype_name
 from tightpass.spectra import device
 from tightpass.spectra.dense import check_matrix
@@ -38,6 +39,25 @@ class Operand:
     @property
     def T(self) -> Operand:
         return replace(self, shape=self.shape[::-1], matmat=self.rmatmat, rmatmat=self.matmat)
+
+
+FEW = 64
+"""Up to as many columns a product is bound by memory, and the kernels' own is faster than the library's."""
+
+
+def times(A: Array, X: Array) -> Array:
+    """A·X, at the speed of memory where there are few columns."""
+    return ops.product(A, X) if _few(A, X) else A @ X
+
+
+def adjoint_times(A: Array, Y: Array) -> Array:
+    """Aᵀ·Y, at the speed of memory where there are few columns."""
+    return ops.adjoint_product(A, Y) if _few(A, Y) else A.T @ Y
+
+
+def _few(A: Array, X: Array) -> bool:
+    own = native.extension is not None and isinstance(A, torch.Tensor) and not A.is_cuda
+    return own and X.shape[1] <= FEW and A.stride(1) == 1
 
 
 def operand(A: Any) -> Operand:
@@ -77,9 +97,9 @@ def _of_array(A: Any) -> Operand:
     # one library, and its threads, for all products: NumPy's would spin beside torch's
     T = torch.from_numpy(A if A.flags.writeable and min(A.strides) >= 0 else A.copy()) if numpy else A.detach()
     kind = np.dtype(dtype_name(T.dtype))
-    # MKL's own way to T.T @ Y is 6 times slower for few columns
+    rows, matmat, rmatmat = (T, times, adjoint_times) if T.stride(1) == 1 else (T.T, adjoint_times, times)
     return Operand(
-        tuple(T.shape), kind, lambda X: T @ X, lambda Y: (Y.T.contiguous() @ T).T,
+        tuple(T.shape), kind, lambda X: matmat(rows, X), lambda Y: rmatmat(rows, Y),
         lambda values: torch.from_numpy(values.astype(kind)).to(T.device),
         (lambda X: X.numpy()) if numpy else (lambda X: X),
         lambda: squared_norm(T.cpu().numpy()),

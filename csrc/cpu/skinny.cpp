@@ -1,0 +1,139 @@
+// Products of a large matrix with few columns, bound by how fast its rows come from memory, and of few rows with a
+// large one: libraries' own products are tuned for square ones (`benchmarks/svd.py`, "products").
+#include "tile.h"
+
+namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA) {
+namespace {
+
+constexpr Index kDepth = 256;  // terms of one partial sum, so that long rows do not lose digits
+constexpr Index kBlock = 96;   // rows of a that many columns go past
+constexpr Index kStack = 16;   // rows that share one visit to a part of the answer of aᵀ·y
+
+// Few rows at once: those of a large matrix often lie a multiple of 4096 bytes apart, in the same places of the cache.
+template <int vectors> constexpr int kRowsOf = kAccumulators / vectors < 8 ? kAccumulators / vectors : 8;
+template <int vectors> constexpr int kColumnsOf = vectors == 1 ? 8 : kAccumulators / vectors / 4 * 4 < 4 ? 2 : 4;
+
+template <int vectors, int rows, class T>
+void some_rows(const View<const T, 2>& a, const T* x, Index x_row, T* out, Index out_row, Index i) {
+  const Index n = a.shape[1], step = a.stride[0];
+  Vector<T> total[rows][vectors] = {};
+  for (Index j = 0; j < n; j += kDepth) {
+    Vector<T> acc[rows][vectors] = {};
+    tile(acc, least(kDepth, n - j), a.data + i * step + j, step, 1, x + j * x_row, x_row);
+    for (int r = 0; r < rows; ++r)
+      for (int v = 0; v < vectors; ++v) total[r][v] += acc[r][v];
+  }
+  put<false>(out + i * out_row, out_row, total);
+}
+
+template <int vectors, class T>
+void product_part(const Product<T>& op, Index column, Index from, Index to) {
+  constexpr int rows = kRowsOf<vectors>;
+  const T* const x = op.x.data + column;
+  T* const out = op.out.data + column;
+  Index i = from;
+  for (; i + rows <= to; i += rows) some_rows<vectors, rows>(op.a, x, op.x.stride[0], out, op.out.stride[0], i);
+  for (; i < to; ++i) some_rows<vectors, 1>(op.a, x, op.x.stride[0], out, op.out.stride[0], i);
+}
+
+// out[j .. j + columns) (+)= Σ_i a[i, j ..]·y[i] over some rows
+template <int vectors, int columns, class T>
+void some_columns(const T* a, Index step, Index depth, const T* y, Index y_row, T* out, Index out_row, bool first) {
+  Vector<T> acc[columns][vectors] = {};
+  tile(acc, depth, a, 1, step, y, y_row);
+  if (first) put<false>(out, out_row, acc);
+  else put<true>(out, out_row, acc);
+}
+
+// Rows [top, bottom) and columns [left, right) of a
+template <int vectors, class T>
+void adjoint_part(const View<const T, 2>& a, const T* y, Index y_row, T* out, Index out_row, Index top, Index bottom,
+                  Index left, Index right) {
+  constexpr int columns = kColumnsOf<vectors>;
+  constexpr Index kLine = 64 / Index(sizeof(T));
+  const Index step = a.stride[0];
+  for (Index i = top; i < bottom; i += kStack) {
+    const Index depth = least(kStack, bottom - i);
+    const T* const rows = a.data + i * step;
+    const T* const weights = y + i * y_row;
+    for (Index line = left; line < right; line += kLine) {
+      for (Index k = 0; k < depth; ++k) __builtin_prefetch(rows + k * step + line + 8 * kLine, 0, 2);
+      const Index end = least(right, line + kLine);
+      Index j = line;
+      for (; j + columns <= end; j += columns)
+        some_columns<vectors, columns>(rows + j, step, depth, weights, y_row, out + j * out_row, out_row, i == top);
+      for (; j < end; ++j)
+        some_columns<vectors, 1>(rows + j, step, depth, weights, y_row, out + j * out_row, out_row, i == top);
+    }
+  }
+}
+
+template <class T>
+void adjoint_any(const AdjointProduct<T>& op, T* out, Index out_row, Index top, Index bottom, Index left, Index right) {
+  constexpr int lanes = kLanes<T>;
+  const Index width = op.y.shape[1], y_row = op.y.stride[0];
+  const T* const y = op.y.data;
+  Index c = 0;
+  for (; c + 4 * lanes <= width; c += 4 * lanes)
+    adjoint_part<4>(op.a, y + c, y_row, out + c, out_row, top, bottom, left, right);
+  for (; c + 2 * lanes <= width; c += 2 * lanes)
+    adjoint_part<2>(op.a, y + c, y_row, out + c, out_row, top, bottom, left, right);
+  for (; c < width; c += lanes) adjoint_part<1>(op.a, y + c, y_row, out + c, out_row, top, bottom, left, right);
+}
+
+}  // namespace
+
+template <class T>
+void product(const Product<T>& op, int threads) {
+  constexpr int lanes = kLanes<T>;
+  const Index m = op.a.shape[0], width = op.x.shape[1];
+  // some rows stay in the cache while all columns go past; as many parts for each thread
+  const Index rounds = (m + kBlock * threads - 1) / (kBlock * threads);
+  const Index part = round_up((m + rounds * threads - 1) / (rounds * threads), 24), parts = (m + part - 1) / part;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (Index p = 0; p < parts; ++p) {
+    const Index from = p * part, to = least(m, from + part);
+    Index c = 0;
+    for (; c + 4 * lanes <= width; c += 4 * lanes) product_part<4>(op, c, from, to);
+    for (; c + 2 * lanes <= width; c += 2 * lanes) product_part<2>(op, c, from, to);
+    for (; c < width; c += lanes) product_part<1>(op, c, from, to);
+  }
+}
+
+// Threads share the columns of a wide matrix, each with its part of the answer; of a tall one the rows, each with an
+// answer of its own.
+template <class T>
+Index adjoint_scratch(const AdjointProduct<T>& op, int threads) {
+  const Index m = op.a.shape[0], n = op.a.shape[1];
+  return threads > 1 && m > 2 * n && n <= 1024 ? (threads - 1) * n * op.y.shape[1] : 0;
+}
+
+template <class T>
+void adjoint_product(const AdjointProduct<T>& op, T* scratch, int threads) {
+  const Index m = op.a.shape[0], n = op.a.shape[1], width = op.y.shape[1];
+  if (adjoint_scratch(op, threads) == 0) {
+    const Index part = round_up((n + threads - 1) / threads, 64 / Index(sizeof(T))), parts = (n + part - 1) / part;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (Index p = 0; p < parts; ++p)
+      adjoint_any(op, op.out.data, op.out.stride[0], 0, m, p * part, least(n, (p + 1) * part));
+    return;
+  }
+  const Index part = (m + threads - 1) / threads, parts = (m + part - 1) / part;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (Index p = 0; p < parts; ++p) {
+    T* const out = p == 0 ? op.out.data : scratch + (p - 1) * n * width;
+    adjoint_any(op, out, p == 0 ? op.out.stride[0] : width, p * part, least(m, (p + 1) * part), 0, n);
+  }
+  for (Index p = 1; p < parts; ++p)
+    for (Index j = 0; j < n; ++j)
+      for (Index c = 0; c < width; ++c) op.out(j, c) += scratch[((p - 1) * n + j) * width + c];
+}
+
+template void product(const Product<float>&, int);
+template void product(const Product<double>&, int);
+template void adjoint_product(const AdjointProduct<float>&, float*, int);
+template void adjoint_product(const AdjointProduct<double>&, double*, int);
+template Index adjoint_scratch(const AdjointProduct<float>&, int);
+template Index adjoint_scratch(const AdjointProduct<double>&, int);
+
+}  // namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA)
