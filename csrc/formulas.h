@@ -58,15 +58,19 @@ TIGHTPASS_BOTH bool bisection_open(double low, double high, double middle, doubl
 }
 
 // Householder's H = I − tau·v·vᵀ with H·x = beta·e₁, v = (1, x₂·inverse, x₃·inverse, ..), from α = x₁ and
-// rest = x₂² + x₃² + ..; where there is no rest, H = I.
+// rest = x₂² + x₃² + ..; where there is next to no rest, H = I and the rest is to be dropped.
 template <class T>
 struct Reflector {
   T beta, tau, inverse;
 };
 
+// Squares below this have lost digits to underflow: a reflector made of them would not be orthogonal, and it acts on
+// columns of any size. Entries are at most 2^20, and the largest at least 2^-20, so what is dropped is below rounding.
+template <class T> constexpr T kLeastRest = sizeof(T) == 4 ? T(0x1p-110) : T(0x1p-960);
+
 template <class T>
 TIGHTPASS_BOTH Reflector<T> reflector(T alpha, T rest) {
-  if (!(rest > 0)) return {alpha, T(0), T(0)};
+  if (!(rest > kLeastRest<T>)) return {alpha, T(0), T(0)};
   const T norm = square_root(alpha * alpha + rest), beta = alpha > 0 ? -norm : norm;
   return {beta, (beta - alpha) / beta, T(1) / (alpha - beta)};
 }

@@ -156,7 +156,7 @@ struct Bisection {
   View<double, 1> values;  // (n)
 };
 
-// #{σ < τ} of an upper bidiagonal matrix for each τ ≥ 0: the negative pivots of BᵀB − τ²I by the differential
+// #{σ < τ} of an upper bidiagonal matrix for each τ ≥ 0 (none at 0): the negative pivots of BᵀB − τ²I by the differential
 // stationary qd transformation (Fernando 1998).
 struct SturmCounts {
   View<const double, 1> d;  // (n), n ≥ 1

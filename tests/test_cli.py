@@ -48,7 +48,7 @@ def test_show_verify_and_json(place):
     assert shown.returncode == 0
     assert "certified" in shown.stdout
     csv = tightpass("show", "a", "--csv", cwd=place).stdout.splitlines()
-    assert csv[0].startswith("job,rank_low,rank_high,flag,size,bound")
+    assert csv[0].startswith("job,rank_low,rank_high,flag,size,known,bound")
     assert len(csv) == 3
     verified = tightpass("verify", "a", cwd=place)
     assert verified.returncode == 0
@@ -138,7 +138,10 @@ BAD = [
     (["run", "--text", "x", "--text-file", "y"], 2, "not both"),
     (["run", "--config", "nowhere.yaml"], 2, "cannot read nowhere.yaml"),
     (["run", "--no-norm", "--residual"], 2, "needs the norm"),
-    (["run", "--method", "topk"], 2, "method must be one of auto, exact"),
+    (["run", "--method", "density"], 2, "method must be one of auto, exact, topk"),
+    (["run", "--k", "5"], 2, "k is how many values method topk finds"),
+    (["run", "--method", "topk", "--k", "0"], 2, "k must be at least 1, got 0"),
+    (["run", "--method", "topk", "--k", "4", "--vectors", "5"], 2, "vectors must be at most k = 4, got 5"),
     (["run", "--weights", "good"], 2, "weights must be one of"),
     (["run", "--device", "cuda:77"], 2, "torch sees"),
     (["run", "--colour", "red"], 2, "--colour"),

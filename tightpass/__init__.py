@@ -10,7 +10,7 @@ from tightpass.errors import DoesNotFitError, InputError, TightpassError, Verifi
 from tightpass.jacobian.operator import jacobian
 from tightpass.models.blocks import block
 from tightpass.models.loading import load_model
-from tightpass.rank.verdict import spectrum
+from tightpass.rank.spectrum import spectrum
 from tightpass.run import open, run, verify
 from tightpass.spectra.dense import svdvals
 from tightpass.spectra.krylov import svds

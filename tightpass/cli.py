@@ -145,7 +145,7 @@ def run_command(config: Config, as_json: bool) -> None:
     _show(finished)
     print(
         f"{seconds:.1f} s · {finished.directory}: ranks.png, spectra.png, results.h5"
-        + ("" if finished.config.discard_jacobian else ", shards/")
+        + (", shards/" if finished.config.keeps_jacobian else "")
     )
 
 

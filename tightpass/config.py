@@ -34,7 +34,10 @@ class Config(BaseModel):
     dtype: str = Field("float64", description="float64 or float32")
     device: str = Field("auto", description="auto, cpu or cuda[:N]")
     threads: int | None = Field(None, description="threads to use; all cores if left out")
-    method: str = Field("auto", description="auto or exact")
+    method: str = Field(
+        "auto", description="auto or exact: all singular values; topk: the leading ones, without forming J"
+    )
+    k: int | None = Field(None, description="singular values that method topk finds; 64 if left out")
     vectors: int = Field(0, description="leading singular vectors to keep")
     memory: str | None = Field(
         None, description="memory to stay within, such as 4GiB; 60 % of what is free if left out"
@@ -52,7 +55,7 @@ class Config(BaseModel):
             return ",".join(str(item) for item in value)
         return str(value) if isinstance(value, int | Path) and not isinstance(value, bool) else value
 
-    @field_validator("tokens", "head", "threads", "vectors", "seed", mode="before")
+    @field_validator("tokens", "head", "threads", "k", "vectors", "seed", mode="before")
     @classmethod
     def _no_truth_values(cls, value: Any) -> Any:
         if isinstance(value, bool):
@@ -95,6 +98,16 @@ class Config(BaseModel):
                 raise InputError(f"cannot expand {self.out}: no such user") from None
         name = re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
         return Path("runs") / f"{name}-{self.block}-t{self.tokens}"
+
+    @property
+    def forms_jacobian(self) -> bool:
+        """Whether blocks are computed, stored and decomposed, and not only products with them."""
+        return self.method != "topk"
+
+    @property
+    def keeps_jacobian(self) -> bool:
+        """Whether shards are left in the directory."""
+        return self.forms_jacobian and not self.discard_jacobian
 
     def question(self) -> dict[str, Any]:
         """The fields that define the answer."""

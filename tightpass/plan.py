@@ -7,16 +7,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tightpass.config import Config, parse_layers
 from tightpass.errors import DoesNotFitError, InputError
 from tightpass.jacobian.autodiff import ARENA_BYTES
 from tightpass.jacobian.operator import PANEL_ELEMENTS
+from tightpass.kernels import native
 from tightpass.memory import format_bytes, memory_limit
 from tightpass.models.blocks import KINDS, Options
 from tightpass.models.families import family_of
 from tightpass.models.loading import DTYPES, WEIGHTS, check_dtype, choose_device, locate, parameter_count, read_config
 from tightpass.models.tokens import check_count
-from tightpass.rank.verdict import check_method
+from tightpass.rank.leading import DEFAULT_K
+from tightpass.rank.verdict import check_k, check_method
+from tightpass.spectra.choose import choose, dense_bytes
+from tightpass.spectra.krylov import BASIS_BYTES, BLOCK
 from tightpass.spectra.verify import AUGMENTED
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
 
@@ -94,6 +100,21 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
     # by autodiff, each row of J pulls one cotangent back through all tokens
     pulled = N * T * depth * (2.0 * 2 * d * d_ff + 2.0 * 4 * d * d + 2.0 * 2 * T * d)
     svd = 8 / 3 * (T * d**3 if diagonal else N**3)
+    decomposing = forming.get(config.block, pulled) + svd
+    if config.forms_jacobian:
+        route = str(choose(structure, (N, N), (d, d), config.dtype, memory_limit(config.memory)))
+        working = _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d))
+        stored = (1 if config.discard_jacobian else len(listed)) * blocks * d * d * size + len(listed) * N * size
+    else:
+        k = min(config.k or DEFAULT_K, N)
+        route = f"block Golub–Kahan–Lanczos, {k} of {N} values: products only, J is never formed"
+        # about 14 columns a value through every weight of the block and its pairs of tokens, twice as many operations
+        decomposing = 14.0 * k * T * depth * 2 * (2 * d * d_ff + 4 * d * d + 2 * T * d)
+        basis = min(BASIS_BYTES, 2 * N * size * (8 * k + 2 * BLOCK))
+        working = (
+            basis + ARENA_FACTOR * max(ARENA_BYTES, T * max(2 * d_ff, 4 * d) * size) + 8 * N * max(k, BLOCK) * size
+        )
+        stored = len(listed) * k * size
     # what a closed form keeps: folded weights and gathered rows; P and a few (T, heads, d) arrays
     pieces = {"mlp": 4 * d * d_ff, "attn": heads * (d * d + 6 * T * d), "head": d * d + 6 * T * d}
     weights = parameter_count(architecture) * size
@@ -103,35 +124,38 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
         jobs=tuple(options.name for options in listed),
         shape=(N, N),
         structure=structure.name,
-        route="one small SVD a token" if diagonal else "one dense SVD",
-        flops=len(listed) * (forming.get(config.block, pulled) + svd),
-        disk=(1 if config.discard_jacobian else len(listed)) * blocks * d * d * size
-        + len(listed) * N * (2 * config.vectors + 1) * size,
+        route=route,
+        flops=len(listed) * decomposing,
+        disk=stored + len(listed) * N * 2 * config.vectors * size,
         memory=PROCESS_BYTES
         + weights
         + depth * (4 * d * d + 2 * d * d_ff) * 12  # the block's layers once more in each precision
         + 12 * pieces.get(config.block, 0)  # likewise
         + 20 * T * d * size * int(architecture.num_hidden_layers)  # what is captured of every layer
         + 2 * config.vectors * 2 * N * size * len(listed)  # U and Vh of all jobs, and once more while written
-        + _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d)),
+        + working,
     )
 
 
 def _working_bytes(T: int, d: int, diagonal: bool, size: int, width: int) -> int:
-    """Panels in both precisions and intermediates; for a dense SVD also J, and at the worst moment
-    three float64 arrays of its size: the Gram matrix, its shifted copy, and J widened or LAPACK's copy (up to
-    `AUGMENTED` rows: the augmented matrix and its copy, four times J each)."""
+    """Panels in both precisions and intermediates; for a dense SVD also J, which is reduced in place. Without compiled
+    kernels LAPACK does it, and its answer is checked with three float64 arrays of J's size (up to `AUGMENTED` rows: the
+    augmented matrix and its copy, four times J each)."""
     products = ARENA_FACTOR * max(ARENA_BYTES, T * width * size)
     if diagonal:
         panel = min(T * d * d, max(PANEL_ELEMENTS, d * d))
         return products + 6 * panel * 8  # two panels in either precision, and those being compared
-    return products + 4 * d * T * d * 8 + (T * d) ** 2 * (size + (80 if T * d <= AUGMENTED else 24))
+    dense = dense_bytes((T * d, T * d), np.dtype(f"float{8 * size}"))
+    if native.extension is None:
+        dense = (T * d) ** 2 * (size + (80 if T * d <= AUGMENTED else 24))
+    return products + 4 * d * T * d * 8 + dense
 
 
 def check_settings(config: Config) -> None:
     """Raises InputError for options that are wrong whatever the model."""
     check_dtype(config.dtype)
     check_method(config.method)
+    check_k(config.method, config.k, config.vectors)
     choose_device(config.device)
     if config.tokens < 1:
         raise InputError(f"tokens must be at least 1, got {config.tokens}")
@@ -154,6 +178,11 @@ def check_fits(planned: Plan, config: Config, directory: Path) -> None:
             f"{len(planned.jobs)} jobs, {planned.jobs[0]} to {planned.jobs[-1]}, each {planned.shape[0]} × {planned.shape[1]} ({planned.route}), need "
             f"{format_bytes(planned.memory)} of memory, {format_bytes(limit)} are allowed.\n"
             f"The smallest that fits: --memory {smallest}MiB; fewer --tokens need less"
+            + (
+                ""
+                if planned.structure == BlockDiagonal().name or not config.forms_jacobian
+                else ", and so does --method topk"
+            )
         )
     existing = next(p for p in [directory, *directory.absolute().parents] if p.exists())
     free = shutil.disk_usage(existing).free

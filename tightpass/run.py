@@ -33,11 +33,12 @@ from tightpass.models.loading import Model, load_model, locate
 from tightpass.models.tokens import Tokens, tokenize
 from tightpass.plan import check_fits, check_settings, jobs, plan, plan_for
 from tightpass.rank.evidence import Evidence, collect
+from tightpass.rank.leading import DEFAULT_K, leading_spectrum
 from tightpass.rank.verdict import Spectrum, verdict
 from tightpass.report import plots, table
 from tightpass.spectra.batched import Factors
 from tightpass.spectra.exact import singular_values
-from tightpass.spectra.verify import SMALL, check_values, tolerance
+from tightpass.spectra.verify import SMALL, check_leading, check_values, tolerance
 from tightpass.store import journal, results
 from tightpass.store.lock import exclusive
 from tightpass.store.results import Record
@@ -96,7 +97,9 @@ class Run:
         """The Jacobian of a job on disk. Raises InputError if it was discarded."""
         path = shard_path(self.directory, name)
         if not path.is_file():
-            raise InputError(f"the Jacobian of {name} was not kept in {self.directory} (discard_jacobian)")
+            raise InputError(
+                f"the Jacobian of {name} was not kept in {self.directory} (discard_jacobian, or method topk)"
+            )
         return Shard(path)
 
     @property
@@ -258,7 +261,7 @@ class _Job:
             name = options.name
             if progress is not None:
                 progress(name, number, len(listed))
-            if name in done and (self.config.discard_jacobian or self.has_shard(name, wanted[name])):
+            if name in done and (not self.config.keeps_jacobian or self.has_shard(name, wanted[name])):
                 continue
             done[name] = self.one(options, wanted[name])
             ordered = [done[o.name] for o in listed if o.name in done]
@@ -277,6 +280,8 @@ class _Job:
             "vectors": self.config.vectors,
             "algorithm": ALGORITHM,
         }
+        if not self.config.forms_jacobian:
+            defining |= {"method": self.config.method, "k": self.config.k or DEFAULT_K}
         return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
 
     def has_shard(self, name: str, identity: str) -> bool:
@@ -301,6 +306,12 @@ class _Job:
         """One job, from its published shard where there is one."""
         path = shard_path(self.directory, options.name)
         seconds: dict[str, float] = {}
+        if not self.config.forms_jacobian:
+            with timed(seconds, "block"):
+                J = self.jacobian(options)
+            with timed(seconds, "spectrum"):
+                found = leading_spectrum(J, self.config.k or DEFAULT_K, self.config.vectors)
+            return Record(identity, found, seconds)
         if self.has_shard(options.name, identity):
             shard = Shard(path)
             factors = self.jacobian(options).factors if options.kind == "mlp" else None
@@ -328,7 +339,9 @@ class _Job:
     def judged(self, shard: Shard, seconds: dict[str, float], options: Options, factors: Factors | None) -> Spectrum:
         with timed(seconds, "spectrum"):
             evidence = Evidence.from_dict(shard.evidence)
-            return verdict(shard, evidence, options.name, len(self.tokens.ids), self.config.vectors, factors)
+            return verdict(
+                shard, evidence, options.name, len(self.tokens.ids), self.config.vectors, factors, self.memory
+            )
 
 
 @contextmanager
@@ -389,7 +402,10 @@ def verify(directory: str | Path) -> list[str]:
     for record in opened.records:
         s = record.spectrum
         path = shard_path(opened.directory, s.name)
-        check_values(s.values, s.evidence.energy, s.values.shape)
+        if s.partial:
+            check_leading(s.values, s.evidence.energy, s.evidence.estimated)
+        else:
+            check_values(s.values, s.evidence.energy, s.values.shape)
         results.check_derived(opened.directory / "results.h5", s)
         if path.is_file():
             shard = Shard(path)
@@ -399,6 +415,8 @@ def verify(directory: str | Path) -> list[str]:
             if shard.evidence != json.loads(json.dumps(s.evidence.as_dict())):
                 raise VerificationError(f"{path} records other evidence than results.h5")
             lines.append(f"{s.name}: {shard.layout.count} blocks, checksums, ‖J‖_F², {compared(shard, s)}, ranks agree")
+        elif not opened.config.forms_jacobian:
+            lines.append(f"{s.name}: {len(s.values)} leading values, Σσ² ≤ ‖J‖_F², ranks agree (J was never formed)")
         elif opened.config.discard_jacobian:
             lines.append(f"{s.name}: Σσ² and ‖J‖_F², ranks agree (Jacobian discarded)")
         else:

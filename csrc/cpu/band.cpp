@@ -20,7 +20,7 @@ int team_size() { return 1; }
 
 template <class T> constexpr Index kChunk = 8 * kStrip<T>;            // columns that are packed at once
 template <class T> constexpr Index kDeep = 512 / Index(sizeof(T));    // rows of one packed chunk
-template <class T> constexpr Index kLong = 2048 / Index(sizeof(T));   // columns of C in one partial sum of C·W
+template <class T> constexpr Index kLong = 512 / Index(sizeof(T));    // columns of C in one partial sum of C·W
 constexpr Index kRows = 96;                                           // rows of C·W kept in the cache meanwhile
 constexpr Index kWorthThreads = 1 << 16;  // entries; below, one thread is faster than waking others
 
@@ -71,7 +71,7 @@ template <int vectors, class T>
 void panel_rows(T* panel, Index ld, Index from, Index to, Index before, T inverse, const T* w, Index column, Index first,
                 T* sums) {
   constexpr int lanes = kLanes<T>;
-  constexpr Index kTogether = 256;  // rows in one partial sum, so that long columns do not lose digits
+  constexpr Index kTogether = 64;  // rows in one partial sum, so that long columns do not lose digits
   Vector<T> weights[vectors];
   for (int v = 0; v < vectors; ++v) weights[v] = load(w + first + v * lanes);
   const T own = w[column];

@@ -130,7 +130,7 @@ void sturm_counts(const SturmCounts& op, double* room, int threads) {
     Index counts[kTogether];
     for (Index i = 0; i < size; ++i) taus[i] = op.taus(start + i);
     count_all(squares, taus, size, counts);
-    for (Index i = 0; i < size; ++i) op.counts(start + i) = counts[i];
+    for (Index i = 0; i < size; ++i) op.counts(start + i) = taus[i] > 0 ? counts[i] : 0;
   }
 }
 

@@ -141,10 +141,10 @@ void task(const BulgeChase<T>& op, Index i, Index k, Sweep<T>& sweep) {
     j = 0;
     for (; j + 8 * kLanes<T> <= wide; j += 8 * kLanes<T>) column_update<8>(first + j, step, b, x, w + j);
     for (; j < wide; j += kLanes<T>) column_update<1>(first + j, step, b, x, w + j);
-    first[0] = h.beta;
-    for (Index r = 1; r < b; ++r) first[r * step] = 0;
     reflect_probes(op.left, c, b, x, h.tau);
   }
+  first[0] = h.beta;
+  for (Index r = 1; r < b; ++r) first[r * step] = 0;
   clear_row(op.at(c, c + b), b, sweep);
 }
 

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) bisection_kernel(const Bisection op,
 
 __global__ void __launch_bounds__(kThreads) counts_kernel(const SturmCounts op, const double* room) {
   const Index index = Index(blockIdx.x) * kThreads + threadIdx.x;
-  if (index < op.taus.shape[0]) op.counts(index) = count_below(room, op.d.shape[0], op.taus(index));
+  if (index < op.taus.shape[0]) op.counts(index) = op.taus(index) > 0 ? count_below(room, op.d.shape[0], op.taus(index)) : 0;
 }
 
 unsigned blocks_for(Index count) { return unsigned((count + kThreads - 1) / kThreads); }

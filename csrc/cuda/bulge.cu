@@ -88,9 +88,9 @@ __device__ void task(const BulgeChase<T>& op, Index i, Index k, Shared<T>& share
       for (Index r = 0; r < b; ++r) first[r * step + j] -= shared.x[r] * w;
     }
     reflect_probes(op.left, c, b, shared.x, h.tau);
-    __syncthreads();
-    for (Index r = threadIdx.x; r < b; r += kChasers) first[r * step] = r > 0 ? T(0) : h.beta;
   }
+  __syncthreads();
+  for (Index r = threadIdx.x; r < b; r += kChasers) first[r * step] = r > 0 ? T(0) : h.beta;
   __syncthreads();
   clear_row(op.at(c, c + b), b, shared);
 }

@@ -124,12 +124,17 @@ def bulge_chase(band: Any, left: Any, right: Any, n: int, width: int) -> None:
         array[:] = beside(result, array)
 
 
+LEAST_REST = {4: 2.0**-110, 8: 2.0**-960}
+"""As in csrc/formulas.h, by bytes of an entry."""
+
+
 def _clear(x: Any) -> tuple[Any, float]:
     """v and tau of the reflector that turns x into (beta, 0, ..), which is written to x."""
     alpha, rest = x[0], np.vdot(x[1:], x[1:])
     v = np.zeros_like(x)
     v[0] = 1
-    if not rest > 0:
+    if not rest > LEAST_REST[x.itemsize]:
+        x[1:] = 0
         return v, 0.0
     beta = -np.copysign(np.sqrt(alpha * alpha + rest), alpha)
     v[1:] = x[1:] / (alpha - beta)
@@ -148,7 +153,7 @@ def sturm_counts(d: Values, e: Values, taus: Values) -> NDArray[np.int64]:
         pivot = np.where(np.abs(pivot) < least, -least, pivot)
         counts += pivot < 0
         s = s / pivot * e2[i] - shifts
-    return counts
+    return np.where(taus > 0, counts, 0)
 
 
 def bisection(d: Values, e: Values, absolute: float, relative: float) -> Values:

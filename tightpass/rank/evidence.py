@@ -27,6 +27,7 @@ class Evidence:
     kinks       undecided ReLU units
     active      active units of each token, where there is one ReLU MLP
     route       how the Jacobian was computed
+    estimated   whether `energy` is an estimate from random products
     """
 
     energy: float
@@ -35,6 +36,7 @@ class Evidence:
     kinks: int
     active: tuple[int, ...] | None
     route: str
+    estimated: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,6 +51,7 @@ class Evidence:
             kinks=values["kinks"],
             active=None if active is None else tuple(active),
             route=values.get("route", "automatic differentiation"),
+            estimated=values.get("estimated", False),
         )
 
 

@@ -19,7 +19,8 @@ LABELS = ("noise", "doubtful", "signal")
 class Rank:
     """How many true singular values exceed `tau`: between lo and hi.
 
-    flag       "certified" (lo = hi), "interval" (hi − lo ≤ max(1, 1 % of hi)) or "ambiguous"
+    flag       "certified" (lo = hi), "interval" (hi − lo ≤ max(1, 1 % of hi)), "ambiguous", or "not converged"
+               where not all values are known
     nearest    the threshold nearest to tau at which the rank is certain (no σ̂ within the floor);
                None where kinks leave it open at any threshold
     """
@@ -38,21 +39,26 @@ class Rank:
         return str(self.lo) if self.lo == self.hi else f"{self.lo}–{self.hi}"
 
 
-def rank_at(values: Values, floor: float, tau: float, bound: int, kinks: int = 0) -> Rank:
+def rank_at(values: Values, floor: float, tau: float, bound: int, kinks: int = 0, total: int | None = None) -> Rank:
     """The Weyl interval #{σ̂ > τ+f} .. #{σ̂ > τ−f}, cut by a structural bound.
 
     values   computed singular values, descending
     bound    structural upper bound, kinks already in it
     kinks    undecided ReLU units; each widens the interval by one at either end
+    total    how many singular values there are; more than are given: of the others nothing is taken for granted
 
     Raises VerificationError if more values are certain than the structure allows.
     """
     lo = max(int(np.sum(values > tau + floor)) - kinks, 0)
-    hi = min(int(np.sum(values > tau - floor)) + kinks, bound, len(values))
+    total = len(values) if total is None else total
+    hidden = total - len(values)
+    hi = min(int(np.sum(values > tau - floor)) + kinks + hidden, bound, total)
     if lo > hi:
         raise VerificationError(
             f"{lo} singular values exceed {tau:.3e} + {floor:.1e}, but structure allows {bound}: floor, bound or SVD is wrong"
         )
+    if hidden:
+        return Rank(tau, lo, hi, "not converged", None)
     if lo == hi:
         flag = "certified"
     else:

@@ -17,12 +17,23 @@ class Measures:
     effective_rank    exp of the entropy of σ/Σσ (Roy & Vetterli 2007)
     participation     (Σσ²)² / Σσ⁴
     energy_ranks      the k whose σ₁²..σ_k² carry 90, 99 and 99.9 % of Σσ²
+
+    None is what the known values do not tell.
     """
 
     stable_rank: float
-    effective_rank: float
-    participation: float
-    energy_ranks: tuple[int, ...]
+    effective_rank: float | None
+    participation: float | None
+    energy_ranks: tuple[int | None, ...]
+
+
+def measures_of_leading(values: NDArray[np.floating[Any]], energy: float) -> Measures:
+    """What the leading values and ‖J‖_F² tell."""
+    if values[0] == 0:
+        return Measures(0.0, None, None, (None,) * len(SHARES))
+    carried = np.cumsum(np.square(values, dtype=np.float64)) / energy
+    reached = [int(np.searchsorted(carried, share - 1e-15)) + 1 for share in SHARES]
+    return Measures(energy / float(values[0]) ** 2, None, None, tuple(k if k <= len(values) else None for k in reached))
 
 
 def measures(values: NDArray[np.floating[Any]]) -> Measures:

@@ -10,25 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightpass.errors import InputError
-from tightpass.jacobian.operator import Jacobian
-from tightpass.jacobian.written import Written
-from tightpass.rank.evidence import Evidence, collect
+from tightpass.rank.evidence import Evidence
 from tightpass.rank.floor import Floor, Part
 from tightpass.rank.interval import LABELS, Rank, labels, rank_at
 from tightpass.rank.knee import Fall, cliff, knees
-from tightpass.rank.measures import Measures, measures
+from tightpass.rank.measures import Measures, measures, measures_of_leading
 from tightpass.spectra.batched import Factors
 from tightpass.spectra.exact import Source, cross_check, leading, singular_values
 
 Array = NDArray[np.floating[Any]]
-METHODS = ("auto", "exact")
+METHODS = ("auto", "exact", "topk")
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """The singular values of one Jacobian and what can be said of them.
 
-    values     all singular values, descending
+    values     all singular values, descending; or the leading ones of `total`
     blocks     token that each value belongs to, for block-diagonal Jacobians
     floor      bound on |σ̂ − σ|, in parts
     evidence   structural bounds, kinks, active units
@@ -47,6 +45,17 @@ class Spectrum:
     U: Array | None = None
     Vh: Array | None = None
     residuals: Array | None = None
+    total: int | None = None
+
+    @property
+    def size(self) -> int:
+        """How many singular values there are."""
+        return len(self.values) if self.total is None else self.total
+
+    @property
+    def partial(self) -> bool:
+        """Whether some values are not known."""
+        return len(self.values) < self.size
 
     @cached_property
     def codes(self) -> NDArray[np.int8]:
@@ -62,7 +71,7 @@ class Spectrum:
         """The number of true singular values above `tau` (same units as J): interval and flag."""
         if not isinstance(tau, int | float | np.number) or not 0 <= tau < np.inf:
             raise InputError(f"a threshold is a number ≥ 0, got {tau}")
-        return rank_at(self.values, self.floor.total, tau, self.evidence.bounds[0].rank, self.evidence.kinks)
+        return rank_at(self.values, self.floor.total, tau, self.evidence.bounds[0].rank, self.evidence.kinks, self.size)
 
     @cached_property
     def rank(self) -> Rank:
@@ -79,17 +88,25 @@ class Spectrum:
 
     @cached_property
     def measures(self) -> Measures:
-        return measures(self.values)
+        return measures_of_leading(self.values, self.evidence.energy) if self.partial else measures(self.values)
 
     def __repr__(self) -> str:
-        return f"Spectrum({self.name}: rank {self.rank} ({self.rank.flag}) of {len(self.values)}, floor {self.floor.total:.1e})"
+        return (
+            f"Spectrum({self.name}: rank {self.rank} ({self.rank.flag}) of {self.size}, floor {self.floor.total:.1e})"
+        )
 
 
 def verdict(
-    source: Source, evidence: Evidence, name: str, tokens: int, vectors: int = 0, factors: Factors | None = None
+    source: Source,
+    evidence: Evidence,
+    name: str,
+    tokens: int,
+    vectors: int = 0,
+    factors: Factors | None = None,
+    memory: int | None = None,
 ) -> Spectrum:
     """Decomposes a source that has been written out, by its factors where they are known, and judges it."""
-    exact = singular_values(source, factors)
+    exact = singular_values(source, factors, memory)
     error, checks = cross_check(exact)
     dtype = exact.values.dtype
     sigma1 = float(exact.values[0])
@@ -117,25 +134,19 @@ def verdict(
     )
 
 
+def check_k(method: str, k: int | None, vectors: int) -> None:
+    """Raises InputError for a k without "topk", below one, or for more vectors than values."""
+    if k is None:
+        return
+    if method != "topk":
+        raise InputError(f"k is how many values method topk finds; method {method} finds all of them")
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    if vectors > k:
+        raise InputError(f"vectors must be at most k = {k}, got {vectors}")
+
+
 def check_method(method: str) -> None:
     """Raises InputError for an unknown method."""
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-
-
-def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0) -> Spectrum:
-    """All singular values of a Jacobian, with floor, labels and rank.
-
-    method   "auto" or "exact" (the same, so far)
-    vectors  how many leading singular vectors to keep as U, Vh, with residuals
-
-    J is written out in memory. Raises VerificationError if the values cannot be verified.
-    """
-    check_method(method)
-    if not isinstance(J, Jacobian):
-        raise InputError(f"spectrum expects the result of tightpass.jacobian, got {type(J).__name__}")
-    if vectors < 0:
-        raise InputError(f"vectors must be at least 0, got {vectors}")
-    written = Written.like(J)
-    evidence = collect(J, written.kept.append)
-    return verdict(written, evidence, J.name, J.tokens_in, vectors, J.factors)

@@ -18,7 +18,7 @@ from tightpass.rank.verdict import Spectrum
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 SIGNAL, NOISE, ZERO, BOUND, KNEE = "#1f5a8c", "#b8b8b8", "#5c5c5c", "#c8553d", "#2a9d5c"
-FLAG_COLOURS = {"certified": SIGNAL, "interval": "#e0a030", "ambiguous": "#c8553d"}
+FLAG_COLOURS = {"certified": SIGNAL, "interval": "#e0a030", "ambiguous": "#c8553d", "not converged": "#8a5a9e"}
 PANELS_AT_MOST = 24
 
 
@@ -30,7 +30,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def ranks(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
     """Rank of each block as a dot with its interval as a bar, beside the structural bound."""
-    count, size = len(spectra), len(spectra[0].values)
+    count, size = len(spectra), spectra[0].size
     figure = _figure(min(max(6.0, 0.55 * count + 2.5), 18.0), 4.2)
     axes = figure.add_subplot()
     at = np.arange(count)
@@ -125,7 +125,7 @@ def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
         _mark_cliff(axes, s)
     axes.set_yscale("log")
     axes.set_ylim(bottom=smallest)
-    axes.set_title(f"{s.name}: rank {s.rank} of {len(s.values)} ({s.rank.flag})", fontsize=8.5, loc="left")
+    axes.set_title(f"{s.name}: rank {s.rank} of {s.size} ({s.rank.flag})", fontsize=8.5, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
 

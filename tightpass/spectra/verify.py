@@ -72,6 +72,14 @@ def check_values(values: Matrix, energy: float, shape: tuple[int, ...], dtype: A
         raise VerificationError(f"Σσ² = {squares:.17g}, but ‖J‖_F² = {energy:.17g}: they differ beyond rounding")
 
 
+def check_leading(values: Matrix, energy: float, estimated: bool) -> None:
+    """Finite, non-negative, sorted, and no more than ‖A‖_F² in all; an estimate of that may be off by a half."""
+    check_values(values, float(np.sum(np.square(values, dtype=np.float64))), values.shape)
+    squares, allowed = float(np.sum(np.square(values, dtype=np.float64))), energy * (1.5 if estimated else 1.001)
+    if squares > allowed:
+        raise VerificationError(f"Σσ² = {squares:.9g} of the leading values exceeds ‖J‖_F² = {energy:.9g}")
+
+
 def measured_error(sample: list[tuple[Matrix, Matrix]]) -> SvdError:
     """Backward error of the SVDs of some blocks, scaled to the largest σ₁ among all.
 

@@ -95,6 +95,7 @@ def _detail(record: Record) -> dict[str, Any]:
         "evidence": s.evidence.as_dict(),
         "method": s.method,
         "checks": s.checks,
+        "total": s.total,
         "seconds": record.seconds,
     }
 
@@ -136,6 +137,7 @@ def _record(dataset: xr.Dataset, i: int) -> Record:
         U=row("U"),
         Vh=row("Vh"),
         residuals=row("residual"),
+        total=detail.get("total"),
     )
     return Record(str(dataset["identity"].values[i]), spectrum, detail["seconds"])
 

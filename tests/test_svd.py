@@ -1,0 +1,288 @@
+"""All singular values by every route, against a reference in more precision; and verification with planted faults."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from svd_matrices import hostile, jacobi, orthogonal, reference, with_spectrum
+
+import tightpass as tp
+from tightpass.errors import InputError, VerificationError
+from tightpass.kernels import native, ops
+from tightpass.spectra import dense, twostage
+
+DTYPES = (np.float64, np.float32)
+NAMES = sorted(hostile(5, np.float64))
+compiled = pytest.mark.skipif(native.extension is None, reason="no compiled kernels")
+
+
+def unit(A, sigma):
+    """eps·σ₁·√N, in which errors are counted."""
+    return float(np.finfo(A.dtype).eps) * float(sigma[0]) * np.sqrt(max(A.shape))
+
+
+def assert_accurate(A, values, sigma):
+    """At most twice gesdd's error or one unit, and never above four."""
+    lapack = scipy.linalg.svd(A, compute_uv=False)  # in A's own precision, where NumPy's is float64's
+    error, other = (float(np.abs(found - sigma).max()) for found in (values, lapack))
+    least = float(np.finfo(A.dtype).smallest_subnormal)
+    assert error <= max(2 * other, unit(A, sigma), least)
+    assert error <= max(4 * unit(A, sigma), least)
+
+
+def by_stages(A, width, threads=2):
+    """Band, bulges and bisection one after the other, whatever the size; and the bidiagonal matrix."""
+    A = np.array(A if A.shape[0] >= A.shape[1] else A.T, order="C")
+    m, n = A.shape
+    rows = n + 2 * width
+    band = np.zeros((rows, 3 * width), A.dtype)
+    left, right = np.zeros((max(m, rows), 2), A.dtype), np.zeros((rows, 2), A.dtype)
+    ops.band_reduction(A, band, left, right, width, threads)
+    ops.bulge_chase(band, left[:rows], right, n, width, threads)
+    d, e = band[:n, width].astype(float), band[: n - 1, width + 1].astype(float)
+    return ops.bisection(d, e, absolute=0.0, relative=1e-16, threads=threads), d, e
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_matrices_in_one_stage(name, dtype):
+    A = hostile(45, dtype)[name]
+    assert_accurate(A, tp.svdvals(A), reference(A))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_matrices_in_two_stages(name):
+    """461 columns of float32 are beyond what one stage takes; float64 LAPACK is the reference."""
+    A = hostile(461, np.float32)[name]
+    assert_accurate(A, tp.svdvals(A), reference(A))
+
+
+@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize("name", [name for name in NAMES if "near" not in name])
+def test_hostile_matrices_by_stages_in_float64(name, width):
+    """The scaling that guards the range is done before the stages, so matrices near its ends are left out."""
+    A = hostile(53, np.float64)[name]
+    values, _, _ = by_stages(A, width)
+    sigma = reference(A)
+    assert float(np.abs(values - sigma).max()) <= 4 * unit(A, sigma)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 31, 32, 33, 47, 61, 97])
+def test_every_small_size_both_ways(n, dtype):
+    A = np.random.default_rng(n).standard_normal((n, n)).astype(dtype)
+    sigma = reference(A)
+    assert_accurate(A, tp.svdvals(A), sigma)
+    for width in (16, 32):
+        assert float(np.abs(by_stages(A, width)[0] - sigma).max()) <= max(4 * unit(A, sigma), 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (70, 33), (33, 70), (5000, 7), (7, 5000), (1300, 401), (401, 1300)])
+def test_rectangles_strides_and_libraries(shape, dtype):
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal(shape).astype(dtype)
+    sigma = np.linalg.svd(A.astype(np.float64), compute_uv=False)
+    room = np.zeros((2 * shape[0], 3 * shape[1]), dtype)
+    room[::2, ::3] = A
+    before = A.copy()
+    for kind in (A, np.asfortranarray(A), room[::2, ::3], A[::-1, ::-1][::-1, ::-1], torch.from_numpy(A)):
+        values = tp.svdvals(kind)
+        assert isinstance(values, type(kind)) or isinstance(kind, np.ndarray)
+        assert np.abs(np.asarray(values) - sigma).max() <= 2 * unit(A, sigma)
+    assert np.array_equal(A, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_overwriting_saves_a_copy_and_changes_nothing_else(dtype):
+    A = np.random.default_rng(2).standard_normal((700, 500)).astype(dtype)
+    kept = A.copy()
+    assert np.array_equal(tp.svdvals(A, overwrite=True), tp.svdvals(kept))
+    assert not np.array_equal(A, kept)
+
+
+@compiled
+def test_the_number_of_threads_changes_no_bit():
+    A = np.random.default_rng(3).standard_normal((600, 450))
+    first = twostage.two_stage(A, threads=1)[0]
+    for threads in (2, 3, 5):
+        assert np.array_equal(twostage.two_stage(A, threads=threads)[0], first)
+
+
+@pytest.mark.parametrize("decades", [8, 40, 140])
+def test_small_values_of_graded_bidiagonals_have_all_their_digits(decades):
+    """Bisection on the bidiagonal matrix itself keeps the relative accuracy that its entries determine (Demmel & Kahan)."""
+    rng = np.random.default_rng(4)
+    n = 40
+    d = np.geomspace(1, 10.0**-decades, n) * rng.uniform(0.5, 2, n)
+    e = d[1:] * rng.uniform(0.1, 1, n - 1)
+    values = ops.bisection(d, e, absolute=0.0, relative=1e-15)
+    scale = 10.0 ** (decades / 2)  # long double's range is wide enough; rows and columns need no scaling
+    sigma = jacobi((np.diag(d) + np.diag(e, 1)).astype(np.longdouble) * scale) / scale
+    assert float(np.abs(values / sigma - 1).max()) <= 200 * np.finfo(float).eps
+
+
+@pytest.mark.parametrize("n", [1, 2, 40, 700])
+def test_counts_agree_with_values(n):
+    rng = np.random.default_rng(5)
+    d, e = rng.standard_normal(n), rng.standard_normal(n - 1)
+    values = ops.bisection(d, e, absolute=0.0, relative=1e-14)
+    taus = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [values[0] * 1.1]])
+    expected = [int((values < tau).sum()) for tau in taus]
+    assert ops.sturm_counts(d, e, taus).tolist() == expected
+
+
+def test_count_above_without_values():
+    A = with_spectrum(np.geomspace(1, 1e-6, 60))
+    values, B = twostage.two_stage(A)
+    for tau in (0.5, 1e-3, 2e-6):
+        assert B.count_above(tau) == int((values >= tau).sum())
+
+
+# ---- verification
+
+
+def reduced(n=90, dtype=np.float64):
+    A = with_spectrum(np.geomspace(1, 1e-5, n)).astype(dtype)
+    return A, *twostage.two_stage(A)
+
+
+FAULTS = {
+    "last 1 % zeroed": lambda v: np.r_[v[:-1], np.zeros(1)],
+    "two replaced by their mean": lambda v: np.r_[v[:40], [v[40:42].mean()] * 2, v[42:]],
+    "NaN": lambda v: np.r_[v[:9], np.nan, v[10:]],
+    "one twice": lambda v: np.r_[v[:30], v[29], v[31:]],
+    "tail lifted": lambda v: np.r_[v[:-3], [v[-4]] * 3],
+    "one missing": lambda v: v[:-1],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_counts_catch_planted_faults_in_values(fault, dtype):
+    _, values, B = reduced(dtype=dtype)
+    twostage.check_by_counts(B, values)
+    with pytest.raises(VerificationError):
+        twostage.check_by_counts(B, FAULTS[fault](values).astype(dtype))
+
+
+BROKEN = {
+    "rows scaled by 1.001": lambda A: A.__setitem__(slice(20, 30), A[20:30] * A.dtype.type(1.001)),
+    "rows exchanged with zeros": lambda A: A.__setitem__(slice(0, 5), 0),
+    "NaN": lambda A: A.__setitem__((3, 4), np.nan),
+    "one entry": lambda A: A.__setitem__((17, 5), A[17, 5] + A.dtype.type(1e-2)),
+}
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("n", [90, 480])
+def test_probes_catch_a_matrix_that_changed_under_way(n, fault, dtype, monkeypatch):
+    """A kernel that reduces another matrix than the one it was given: probes were taken of the true one."""
+    A = with_spectrum(np.geomspace(1, 1e-3, n)).astype(dtype)
+    wrong = A.copy()
+    BROKEN[fault](wrong)
+    true, honest = twostage.two_stage(A)[1], ops.two_stage
+
+    def faulty(a, *rest):
+        d, e, values, told = honest(wrong, *rest)
+        # as if A·Z and the energy had been measured before the fault
+        Z = twostage.probes(n, A.dtype.name)
+        return (
+            d,
+            e,
+            values,
+            told
+            | {
+                "energy": true.energy,
+                "misfit": float(
+                    np.hypot(told["misfit"], np.linalg.norm((wrong - A).astype(float) @ Z.T) / told["scale"])
+                ),
+            },
+        )
+
+    monkeypatch.setattr(ops, "two_stage", faulty)
+    with pytest.raises(VerificationError):
+        twostage.two_stage(A)
+
+
+@compiled
+def test_a_failed_route_is_replaced_and_two_failures_are_told(monkeypatch):
+    A = np.random.default_rng(6).standard_normal((50, 50))
+    right = tp.svdvals(A)
+
+    def broken(*_, **__):
+        raise VerificationError("two-stage: planted")
+
+    monkeypatch.setattr(dense, "two_stage", broken)
+    assert dense.verified(A).route == "gesdd"
+    assert np.allclose(tp.svdvals(A), right, atol=1e-13)
+    for name in ("gesdd", "gesvd"):
+        monkeypatch.setattr(dense, name, lambda A, name=name: np.linalg.svd(A, compute_uv=False) * 1.001)
+    with pytest.raises(VerificationError, match=r"planted.*Σσ².*Σσ²"):
+        tp.svdvals(A)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.array([[1.0, np.nan]]), "finite entries"),
+        (np.array([[1.0], [np.inf]]), "finite entries"),
+        (torch.tensor([[-np.inf]], dtype=torch.float64), "finite entries"),
+        (np.zeros((0, 3)), "at least one row and one column"),
+        (np.zeros((3, 0)), "at least one row and one column"),
+        (np.ones((2, 2), complex), "real and imaginary parts"),
+        (np.ones((2, 2), int), "convert it first"),
+        (torch.ones(2, 2, dtype=torch.float16), "convert it first"),
+        (np.ones(3), "expected a matrix"),
+        (np.ones((2, 2, 2)), "expected a matrix"),
+        ([[1.0]], "expected a NumPy, torch or CuPy array, got list"),
+        (None, "got NoneType"),
+    ],
+)
+def test_bad_input_to_svdvals(given, message):
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=message):
+            tp.svdvals(given, overwrite)
+
+
+def test_values_beyond_the_range_are_no_answer():
+    A = np.full((64, 64), 3e38, np.float32)
+    with pytest.raises(VerificationError, match="float64"):
+        tp.svdvals(A)
+    assert tp.svdvals(A.astype(np.float64))[0] == pytest.approx(64 * 3e38, rel=1e-7)
+
+
+# ---- properties
+
+
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31))
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes, st.sampled_from(DTYPES))
+def test_transposition_and_orthogonal_factors_change_nothing(shape, dtype):
+    m, n, seed = shape
+    rng = np.random.default_rng(seed)
+    A = (rng.standard_normal((m, n)) * 10.0 ** rng.uniform(-3, 3, n)).astype(dtype)
+    values = tp.svdvals(A)
+    turned = (orthogonal(rng, m, m) @ A.astype(np.float64) @ orthogonal(rng, n, n)).astype(dtype)
+    allowed = 8 * np.finfo(dtype).eps * np.sqrt(max(m, n)) * values[0]
+    assert np.abs(tp.svdvals(A.T) - values).max() <= allowed
+    assert np.abs(tp.svdvals(turned) - values).max() <= allowed
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes, st.integers(-90, 90), st.sampled_from(DTYPES))
+def test_powers_of_two_scale_every_bit(shape, power, dtype):
+    """Up to the rounding where the reduction scales and where it does not: within two units."""
+    m, n, seed = shape
+    A = np.random.default_rng(seed).standard_normal((m, n)).astype(dtype)
+    values = tp.svdvals(A)
+    scaled = tp.svdvals(np.ldexp(A, power)) / dtype(2.0) ** power
+    assert np.abs(scaled - values).max() <= 2 * np.finfo(dtype).eps * np.sqrt(max(m, n)) * values[0]
