@@ -22,6 +22,10 @@ Array = Any
 BLOCK = 16
 """Columns of a product: enough for the memory's speed to be used, few enough to lose little of Krylov's."""
 BASIS_BYTES = 2**31
+ATTEMPTS = 5
+"""Starts anew after a value was found to be skipped."""
+SHAKY = 0.05
+"""What is left of a column, relative to the column, below which it is not orthogonal to working precision."""
 LOOK = 1.5
 """The basis grows by at most this factor between two looks at its Ritz values, which cost the cube of its size."""
 TOL = {"float32": 1e-5, "float64": 1e-8}
@@ -33,7 +37,7 @@ class Leading:
     """The k leading singular triplets of A (M, N): U (M, k), S (k,), Vh (k, N).
 
     residuals   (k,) measured, √(‖Av − σu‖² + ‖Aᵀu − σv‖²): some singular value of A lies this close to each σ
-    converged   whether all residuals are ≤ tol·σ₁
+    converged   whether all residuals are ≤ tol·σ₁, and no value is known to be skipped
     complete    what is known of values that were skipped: "certain: .." or "probed: .."
     products    columns that A or Aᵀ was applied to
     method      in words
@@ -77,15 +81,15 @@ def svds(
     wide = op.shape[0] < op.shape[1]
     counted = _Counted(op.T if wide else op)  # the basis of the short side is complete first
     basis = _Basis(counted, k, min(block, *op.shape), np.random.default_rng(seed))
-    while True:
+    for attempt in range(ATTEMPTS):
         settled = basis.run(tol, limit)
         U, S, V = basis.ritz(k)
         skipped, complete = _look_for_more(counted, U, S, V, tol, seed + 1)
-        if skipped is None or not settled:
+        if skipped is None or not settled or attempt + 1 == ATTEMPTS:
             break
         basis.restart(skipped)
     R = residuals(counted, U, S, V)
-    converged = bool(np.all(on_host(R) <= tol * float(S[0])))
+    converged = skipped is None and bool(np.all(on_host(R) <= tol * float(S[0])))
     U, V = (V, U) if wide else (U, V)
     return Leading(
         op.back(U), op.back(S), op.back(V.T), op.back(R), converged, complete, counted.columns,
@@ -234,20 +238,21 @@ class _Basis:
 def _orthonormal(basis: Array, X: Array, near: int, op: _Counted, rng: np.random.Generator) -> tuple[Array, Any, Any]:
     """Q (·, w) orthonormal and orthogonal to `basis` (·, q), and C (q, w), R (w, w) on the host with X = basis·C + Q·R.
 
-    Directions that vanish are replaced by random ones, whose part of R is nothing.
+    Directions that vanish are replaced by random ones, whose part of R is nothing; where little of a column is left, its
+    rounding shows, and the block is made orthogonal once more.
     """
     xp = array_namespace(X)
     rest, C = _project_out(basis, X, near)
     Q, R = xp.linalg.qr(rest)
     R = on_host(R).astype(np.float64)
-    gone = np.abs(np.diagonal(R)) <= 1e3 * float(np.finfo(op.dtype).eps) * float((X**2).sum()) ** 0.5
-    if gone.any():
-        fresh = op.new(rng.standard_normal(tuple(X.shape)))
-        Q = xp.where(op.new(gone.astype(float))[None, :] > 0, fresh, Q)
-        for _ in range(2):
-            Q, _ = xp.linalg.qr(_project_out(basis, Q, 0)[0])
-        R = on_host(adjoint_times(Q, rest)).astype(np.float64)
-    return Q, C, R
+    pivots, columns = np.abs(np.diagonal(R)), on_host((X**2).sum(0)) ** 0.5
+    if np.all(pivots > SHAKY * columns):
+        return Q, C, R
+    gone = pivots <= 1e3 * float(np.finfo(op.dtype).eps) * float(np.linalg.norm(columns))
+    fresh = op.new(rng.standard_normal(tuple(X.shape)))
+    Q = xp.where(op.new(gone.astype(float))[None, :] > 0, fresh, Q)
+    Q, _ = xp.linalg.qr(_project_out(basis, Q, 0)[0])
+    return Q, C, on_host(adjoint_times(Q, rest)).astype(np.float64)
 
 
 def _project_out(basis: Array, X: Array, near: int) -> tuple[Array, Any]:
@@ -279,7 +284,7 @@ def _look_for_more(op: _Counted, U: Array, S: Array, V: Array, tol: float, seed:
             return None, "certain: the energy that is left is below σ_k²"
         X = op.rmatmat(Y)
     X, _ = xp.linalg.qr(_without(V, X))
-    found = float(np.linalg.norm(on_host(op.matmat(X)), 2))
+    found = float(np.linalg.norm(on_host(_without(U, op.matmat(X))), 2))
     if found > smallest + 10 * tol * float(S[0]):
         return X, f"not complete: a value of {found:.3e} was skipped"
     return None, "probed: a fresh random start found none above σ_k"
@@ -292,4 +297,7 @@ def _none_left(op: _Counted, S: Array) -> bool:
 
 
 def _without(basis: Array, X: Array) -> Array:
-    return X - times(basis, adjoint_times(basis, X))
+    """Twice, since X may be little more than rounding along the basis."""
+    for _ in range(2):
+        X = X - times(basis, adjoint_times(basis, X))
+    return X

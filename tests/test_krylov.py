@@ -1,0 +1,239 @@
+"""Leading singular triplets of arrays and operators, with residuals; what is refused, and what is admitted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg as sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from svd_matrices import with_spectrum
+
+import tightpass as tp
+from tightpass.errors import InputError
+from tightpass.spectra import krylov
+from tightpass.spectra.sketch import rough_svds
+
+
+def assert_triplets(A, found, k, tol):
+    """Orthonormal vectors, values as LAPACK's, and residuals that are what they are said to be."""
+    wide = np.asarray(A, dtype=np.float64)
+    U, S, Vh = (np.asarray(part, dtype=np.float64) for part in (found.U, found.S, found.Vh))
+    assert (U.shape, S.shape, Vh.shape) == ((A.shape[0], k), (k,), (k, A.shape[1]))
+    exact = np.linalg.svd(wide, compute_uv=False)
+    eps = float(np.finfo(np.asarray(A).dtype).eps)
+    slack = 50 * eps * np.sqrt(max(A.shape))
+    assert np.abs(U.T @ U - np.eye(k)).max() <= slack
+    assert np.abs(Vh @ Vh.T - np.eye(k)).max() <= slack
+    measured = np.hypot(np.linalg.norm(wide @ Vh.T - U * S, axis=0), np.linalg.norm(wide.T @ U - Vh.T * S, axis=0))
+    assert np.abs(measured - np.asarray(found.residuals)).max() <= slack * exact[0]
+    assert np.abs(S - exact[:k]).max() <= tol * exact[0] + slack * exact[0]
+
+
+SPECTRA = {
+    "geometric": lambda n: np.geomspace(1, 1e-6, n),
+    "slow": lambda n: np.linspace(1, 0.5, n),
+    "clustered": lambda n: np.r_[np.ones(min(20, n)), np.full(max(n - 20, 0), 0.5)],
+    "few": lambda n: np.r_[np.geomspace(1, 0.1, min(7, n)), np.zeros(max(n - 7, 0))],
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(300, 300, 9), (301, 120, 30), (90, 400, 5), (60, 60, 60), (7, 3, 1), (1, 5, 1)]
+)
+def test_leading_triplets(m, n, k, spectrum, dtype):
+    size = min(m, n)
+    A = with_spectrum(SPECTRA[spectrum](size), rows=max(m, n)).astype(dtype)
+    A = np.ascontiguousarray(A if m >= n else A.T)
+    tol = 1e-9 if dtype == np.float64 else 1e-5
+    found = tp.svds(A, k, tol=tol)
+    assert found.converged, found
+    assert_triplets(A, found, k, tol)
+
+
+def test_many_equal_values_are_all_found():
+    """More copies than a block is wide: products alone cannot see the others, fresh directions can."""
+    A = np.diag(np.r_[np.ones(40), np.full(200, 0.05)])
+    found = tp.svds(A, 40)
+    assert np.allclose(found.S, 1, atol=1e-8)
+    assert found.complete == "certain: the energy that is left is below σ_k²"
+    assert tp.svds(np.diag(np.r_[np.ones(40), np.full(200, 0.1)]), 40).complete.startswith("probed")
+
+
+def test_a_value_that_the_start_cannot_see_is_found(monkeypatch):
+    """The start has no part along the leading vectors: they are found by the look for skipped ones."""
+    A = np.diag(np.linspace(5, 1, 120))
+    plain = np.random.default_rng
+
+    class Blind:
+        def __init__(self, seed):
+            self.rng = plain(seed)
+
+        def standard_normal(self, shape):
+            X = self.rng.standard_normal(shape)
+            X[:2] = 0
+            return X
+
+    monkeypatch.setattr(krylov.np.random, "default_rng", lambda seed: Blind(seed) if seed == 0 else plain(seed))
+    monkeypatch.setattr(krylov, "check_operator", lambda op, seed: None)
+    assert np.allclose(tp.svds(A, 4, tol=1e-10).S, np.linspace(5, 1, 120)[:4], atol=1e-8)
+
+
+def test_restarts_in_a_small_basis(monkeypatch):
+    monkeypatch.setattr(krylov, "BASIS_BYTES", 1)
+    A = with_spectrum(1.0 / np.arange(1, 301) ** 0.5)
+    found = tp.svds(A, 10, tol=1e-8)
+    assert found.converged
+    assert_triplets(A, found, 10, 1e-8)
+
+
+def test_not_converged_is_said_with_the_residuals_so_far():
+    A = with_spectrum(np.linspace(1, 0.9, 400))
+    found = tp.svds(A, 20, tol=1e-10, limit=150)
+    assert not found.converged
+    assert "not converged" in repr(found)
+    assert_triplets(A, found, 20, 1.0)
+    assert found.residuals.max() > 1e-10
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_a_rough_answer_tells_its_residuals(spectrum):
+    A = with_spectrum(SPECTRA[spectrum](200))
+    found = rough_svds(A, 10)
+    assert_triplets(A, found, 10, 1.0)
+    assert not found.converged
+
+
+def test_kinds_of_operand_agree():
+    A = with_spectrum(np.geomspace(1, 1e-3, 150), rows=210)
+    wanted = tp.svds(A, 6).S
+    for B in (np.asfortranarray(A), A[::-1][::-1], torch.from_numpy(A), sparse.aslinearoperator(A)):
+        found = tp.svds(B, 6)
+        assert isinstance(found.S, torch.Tensor if isinstance(B, torch.Tensor) else np.ndarray)
+        assert np.allclose(np.asarray(found.S), wanted, atol=1e-9)
+    assert np.allclose(tp.svds(A.T, 6).S, wanted, atol=1e-9)
+
+
+def test_a_jacobian_is_never_formed():
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(24, 24, generator=generator, dtype=torch.float64)
+    J = tp.jacobian(lambda x: torch.tanh(x @ W).cumsum(0), torch.randn(6, 24, generator=generator, dtype=torch.float64))
+    dense = J.dense().numpy()
+    J.panels = None  # any attempt to write it out fails
+    found = tp.svds(J, 5)
+    assert np.allclose(found.S, np.linalg.svd(dense, compute_uv=False)[:5], atol=1e-8)
+
+
+class Operator(sparse.LinearOperator):
+    """A matrix whose products go through `change`."""
+
+    def __init__(self, A, forward=lambda X: X, back=lambda Y: Y):
+        super().__init__(A.dtype, A.shape)
+        self.A, self.forward, self.back = A, forward, back
+
+    def _matmat(self, X):
+        return self.forward(self.A @ X)
+
+    def _rmatmat(self, Y):
+        return self.back(self.A.T @ Y)
+
+    def _adjoint(self):
+        return Operator(self.A.T.copy(), self.back, self.forward)
+
+
+@pytest.mark.parametrize(
+    ("forward", "back", "message"),
+    [
+        (lambda X: X, lambda Y: 1.001 * Y, "not the adjoint"),
+        (lambda X: X, lambda Y: Y[::-1], "not the adjoint"),
+        (lambda X: X + np.random.default_rng().standard_normal(X.shape) * 1e-3, lambda Y: Y, "different answers"),
+        (lambda X: X + 1e-3, lambda Y: Y, "not linear"),
+        (np.tanh, lambda Y: Y, "not linear"),
+        (lambda X: X * np.nan, lambda Y: Y, "not finite"),
+        (lambda X: X[:-1], lambda Y: Y, "expected an answer of shape"),
+    ],
+)
+def test_operators_that_are_no_matrix_are_refused(forward, back, message):
+    A = np.random.default_rng(0).standard_normal((50, 40))
+    for find in (tp.svds, rough_svds):
+        with pytest.raises(InputError, match=message):
+            find(Operator(A, forward, back), 3)
+
+
+@pytest.mark.parametrize(
+    ("A", "options", "message"),
+    [
+        (np.eye(5), {"k": 0}, "whole number from 1 to 5"),
+        (np.eye(5), {"k": 6}, "whole number from 1 to 5"),
+        (np.eye(5), {"k": 2.0}, "whole number from 1 to 5"),
+        (np.eye(5), {"k": True}, "whole number from 1 to 5"),
+        (np.eye(5), {"k": 1, "tol": 0.0}, "between 0 and 1"),
+        (np.eye(5), {"k": 1, "tol": 2}, "between 0 and 1"),
+        (np.eye(5), {"k": 1, "block": 0}, "at least 1"),
+        (np.eye(5), {"k": 1, "limit": 0}, "at least 1"),
+        (np.full((3, 3), np.nan), {"k": 1}, "not finite"),
+        (np.eye(3, dtype=complex), {"k": 1}, "real and imaginary"),
+        (np.eye(3, dtype=int), {"k": 1}, "convert it first"),
+        (np.zeros((0, 3)), {"k": 1}, "at least one row"),
+        ("A", {"k": 1}, "expected a matrix, a Jacobian or an operator"),
+        (sparse.aslinearoperator(np.eye(3, dtype=complex)), {"k": 1}, "float32 or float64"),
+    ],
+)
+def test_bad_input_to_svds(A, options, message):
+    with pytest.raises(InputError, match=message):
+        tp.svds(A, **options)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 20), st.integers(0, 2**31))
+def test_any_shape_and_any_number(m, n, k, seed):
+    A = np.random.default_rng(seed).standard_normal((m, n))
+    k = min(k, m, n)
+    found = tp.svds(A, k, seed=seed % 1000)
+    assert found.converged
+    assert_triplets(A, found, k, 1e-8)
+
+
+def test_topk_spectrum():
+    model = tp.load_model("demo", dtype="float64")
+    J = tp.jacobian(tp.block(model, "attn", layer=2, tokens=9))
+    whole = tp.spectrum(J, vectors=3)
+    leading = tp.spectrum(J, method="topk", k=20, vectors=3)
+    assert leading.size == whole.size
+    assert leading.partial
+    assert leading.rank.flag == "not converged"
+    assert leading.rank.lo <= whole.rank.lo
+    assert whole.rank.hi <= leading.rank.hi
+    assert np.abs(leading.values - whole.values[:20]).max() <= leading.floor.total + whole.floor.total
+    assert np.abs(np.abs(np.sum(leading.U * whole.U, axis=0)) - 1).max() <= 1e-6
+    assert leading.measures.stable_rank == pytest.approx(whole.measures.stable_rank, rel=1e-9)
+    assert leading.measures.effective_rank is None
+
+
+def test_topk_of_everything_is_everything():
+    J = tp.jacobian(
+        lambda x: x @ torch.diag(torch.tensor([3.0, 2.0, 0.0], dtype=torch.float64)),
+        torch.ones(1, 3, dtype=torch.float64),
+    )
+    s = tp.spectrum(J, method="topk", k=99)
+    assert not s.partial
+    assert s.rank.interval == (2, 2)
+    assert s.rank.flag == "certified"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 3}, "k is how many values method topk finds"),
+        ({"method": "topk", "k": 0}, "k must be at least 1"),
+        ({"method": "topk", "k": 2, "vectors": 3}, "vectors must be at most k = 2"),
+        ({"method": "leading"}, "method must be one of auto, exact, topk"),
+    ],
+)
+def test_bad_options_of_a_spectrum(options, message):
+    J = tp.jacobian(torch.tanh, torch.ones(2, 3, dtype=torch.float64))
+    with pytest.raises(InputError, match=message):
+        tp.spectrum(J, **options)
