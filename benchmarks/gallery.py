@@ -201,6 +201,74 @@ def jacobian() -> str:
     return table(["", "tightpass", "against"], rows)
 
 
+def svd() -> str:
+    """All singular values against the libraries, a line a size."""
+    rows = []
+    document = read("svd")
+    for c in sorted(document["small"]["cases"] + document["large"]["cases"], key=lambda c: (c["dtype"], c["size"])):
+        times, faster = c["times"], c["faster_than"]
+        rows.append(
+            [f"{c['dtype']}, N = {c['size']}", milliseconds(times["tightpass"]),
+             *(f"{milliseconds(times[name])}, {faster[name]:.1f}×" if name in times else "–" for name in ("torch", "numpy")),
+             f"{c['apart_units']:.2f}"]
+        )  # fmt: skip
+    header = [
+        "all values of a Gaussian matrix",
+        "tightpass",
+        "`torch.linalg.svdvals`",
+        "`numpy.linalg.svd`",
+        "apart, in eps·√N·σ₁",
+    ]
+    return table(header, rows)
+
+
+def milliseconds(times: dict) -> str:
+    median = times["median"]
+    return f"{median:.1f} s" if median >= 10 else f"{median:.2f} s" if median >= 0.1 else f"{1e3 * median:.2f} ms"
+
+
+def svd_parts() -> str:
+    """Stages, memory, batches, and the large attention."""
+    document, large = read("svd"), read("large_attention")
+    rates = document["stages"]["product_gflops"]
+    rows = []
+    for c in document["stages"]["cases"]:
+        s = {name: c["seconds"][name]["median"] for name in ("band", "bulges", "values")}
+        rows.append(
+            [f"stages, {c['dtype']}, N = {c['size']}", f"band {s['band']:.2f} s, bulges {s['bulges']:.2f} s, values {s['values']:.2f} s",
+             f"band at {c['band_gflops']:.0f} GFLOP/s: {100 * c['band_of_best_product']:.0f} % of the best product"]
+        )  # fmt: skip
+    for dtype, r in rates.items():
+        rows.append(
+            [
+                f"products, {dtype}",
+                f"{r['kernel']:.0f} GFLOP/s (512 × 768 × 2304)",
+                f"torch {r['torch']:.0f}, NumPy {r['numpy']:.0f}",
+            ]
+        )
+    extra = document["memory"]["extra_in_matrices"]
+    rows.append(
+        ["peak memory beyond the matrix", f"{extra['overwrite']:.2f} of it in place, {extra['copy']:.2f} with a copy",
+         f"torch {extra['torch']:.2f}; float64 Gram matrix of float32 data {extra['gram']:.2f}"]
+    )  # fmt: skip
+    b = document["batched"]
+    rows.append(
+        ["64 blocks of 768², float32", f"{b['times']['tightpass']['median']:.2f} s", f"{b['faster_than_torch']:.1f}× faster than torch's batched call ({b['times']['torch']['median']:.2f} s)"]
+    )  # fmt: skip
+    rows.append(
+        ["attention, 34 tokens, N = 26 112, float32, model to verified spectrum", f"{large['seconds']:.0f} s, {large['peak_bytes'] / 2**30:.1f} GiB",
+         f"the SVD alone by torch: {large['usual_seconds_extrapolated'] / 60:.0f} min, extrapolated from N = 12 288 by N³"]
+    )  # fmt: skip
+    return table(["", "tightpass", "beside"], rows)
+
+
+def svd_leading() -> str:
+    """64 leading triplets, every contender's residual beside its time."""
+    document = read("svd")["leading"]
+    rows = [[name, f"{r['seconds']['median']:.2f} s", f"{r['residual']:.0e}"] for name, r in document["rows"].items()]
+    return table(["64 leading triplets, tolerance 1e-6", "time", "worst residual / σ₁"], rows)
+
+
 def environment() -> str:
     e = read("naive")["environment"]
     gemm = e["gemm_gflops"]
@@ -221,6 +289,9 @@ TABLES = {
     "naive": naive,
     "agreement": agreement,
     "jacobian": jacobian,
+    "svd": svd,
+    "svd-parts": svd_parts,
+    "svd-leading": svd_leading,
     "environment": environment,
 }
 

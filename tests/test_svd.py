@@ -12,7 +12,7 @@ from svd_matrices import hostile, jacobi, orthogonal, reference, with_spectrum
 
 import tightpass as tp
 from tightpass.errors import InputError, VerificationError
-from tightpass.kernels import native, ops
+from tightpass.kernels import native, ops, reference_svd
 from tightpass.spectra import dense, twostage
 
 DTYPES = (np.float64, np.float32)
@@ -286,3 +286,53 @@ def test_powers_of_two_scale_every_bit(shape, power, dtype):
     values = tp.svdvals(A)
     scaled = tp.svdvals(np.ldexp(A, power)) / dtype(2.0) ** power
     assert np.abs(scaled - values).max() <= 2 * np.finfo(dtype).eps * np.sqrt(max(m, n)) * values[0]
+
+
+# ---- the same over the array API, which is what a GPU runs
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "n", "width"), [(1, 1, 16), (20, 16, 16), (50, 50, 16), (90, 70, 32), (33, 33, 32)])
+def test_the_reduction_over_the_array_api(m, n, width, dtype, kind):
+    A = np.random.default_rng(8).standard_normal((m, n)).astype(dtype)
+    Z = np.random.default_rng(9).standard_normal((4, n)).astype(dtype)
+    d, e, _, told = twostage._by_library(kind(A.copy()), Z, width, False)
+    sigma = np.linalg.svd(A.astype(np.float64), compute_uv=False)
+    found = np.linalg.svd(np.diag(d) + np.diag(e, 1), compute_uv=False)
+    assert np.abs(found - sigma).max() <= 4 * unit(A, sigma)
+    assert told["misfit"] <= 4 * np.finfo(dtype).eps * np.sqrt(m) * told["left_before"]
+    assert told["energy"] == pytest.approx(float((A.astype(float) ** 2).sum()), rel=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "width"), [(1, 16), (2, 16), (17, 16), (70, 16), (65, 32)])
+def test_native_bulges_are_the_references(n, width, dtype):
+    rng = np.random.default_rng(n)
+    rows = n + 2 * width
+    band = np.zeros((rows, 3 * width), dtype)
+    for i in range(n):
+        stop = min(width, n - 1 - i) + 1
+        band[i, width : width + stop] = rng.standard_normal(stop)
+    left, right = (np.zeros((rows, 3), dtype) for _ in range(2))
+    left[:n], right[:n] = rng.standard_normal((n, 3)), rng.standard_normal((n, 3))
+    plain = [array.copy() for array in (band, left, right)]
+    ops.bulge_chase(band, left, right, n, width)
+    reference_svd.bulge_chase(*plain, n, width)
+    for native_array, other in zip(
+        (band[:, width : width + 2], left, right), (plain[0][:, width : width + 2], *plain[1:]), strict=True
+    ):
+        assert np.abs(native_array - other).max() <= 1e3 * np.finfo(dtype).eps * np.abs(plain[0]).max()
+
+
+@compiled
+@pytest.mark.parametrize("n", [1, 2, 30, 300])
+def test_native_bisection_is_the_references(n):
+    rng = np.random.default_rng(n)
+    d, e = rng.standard_normal(n), rng.standard_normal(n - 1)
+    d[n // 2] = 0.0
+    values = ops.bisection(d, e, 0.0, 1e-14)
+    assert np.allclose(values, reference_svd.bisection(d, e, 0.0, 1e-14), rtol=1e-12, atol=1e-150)
+    taus = np.r_[0.0, rng.uniform(0, 4, 50)]
+    assert np.array_equal(ops.sturm_counts(d, e, taus), reference_svd.sturm_counts(d, e, taus))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -124,12 +126,17 @@ def run_command(config: Config, as_json: bool) -> None:
     from tightpass.run import answer
 
     start = time.perf_counter()
+    interrupted = remembered_interrupts()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
-        finished = answer(
-            config, lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
-        )
+
+        def show(name: str, done: int, total: int) -> None:
+            if interrupted:
+                raise KeyboardInterrupt
+            bar.update(task, description=name, completed=done, total=total)
+
+        finished = answer(config, show)
     seconds = time.perf_counter() - start
     if as_json:
         _print_json(
@@ -147,6 +154,20 @@ def run_command(config: Config, as_json: bool) -> None:
         f"{seconds:.1f} s · {finished.directory}: ranks.png, spectra.png, results.h5"
         + (", shards/" if finished.config.keeps_jacobian else "")
     )
+
+
+def remembered_interrupts() -> list[int]:
+    """A list that Ctrl-C is added to, besides raising KeyboardInterrupt: Python drops one that is raised while an object
+    is being cleared away, and the run would go on."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, note)
+    return seen
 
 
 def _show(opened: Any) -> None:

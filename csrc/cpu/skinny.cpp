@@ -7,6 +7,7 @@ namespace {
 
 constexpr Index kDepth = 256;  // terms of one partial sum, so that long rows do not lose digits
 constexpr Index kBlock = 96;   // rows of a that many columns go past
+constexpr Index kWorthThreads = 1 << 24;  // multiplications; below, one thread is done before another is awake
 constexpr Index kStack = 16;   // rows that share one visit to a part of the answer of aᵀ·y
 
 // Few rows at once: those of a large matrix often lie a multiple of 4096 bytes apart, in the same places of the cache.
@@ -88,9 +89,10 @@ void product(const Product<T>& op, int threads) {
   constexpr int lanes = kLanes<T>;
   const Index m = op.a.shape[0], width = op.x.shape[1];
   // some rows stay in the cache while all columns go past; as many parts for each thread
+  if (m * op.a.shape[1] * width < kWorthThreads) threads = 1;
   const Index rounds = (m + kBlock * threads - 1) / (kBlock * threads);
   const Index part = round_up((m + rounds * threads - 1) / (rounds * threads), 24), parts = (m + part - 1) / part;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
   for (Index p = 0; p < parts; ++p) {
     const Index from = p * part, to = least(m, from + part);
     Index c = 0;
@@ -111,15 +113,16 @@ Index adjoint_scratch(const AdjointProduct<T>& op, int threads) {
 template <class T>
 void adjoint_product(const AdjointProduct<T>& op, T* scratch, int threads) {
   const Index m = op.a.shape[0], n = op.a.shape[1], width = op.y.shape[1];
+  if (m * n * width < kWorthThreads) threads = 1;
   if (adjoint_scratch(op, threads) == 0) {
     const Index part = round_up((n + threads - 1) / threads, 64 / Index(sizeof(T))), parts = (n + part - 1) / part;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (Index p = 0; p < parts; ++p)
       adjoint_any(op, op.out.data, op.out.stride[0], 0, m, p * part, least(n, (p + 1) * part));
     return;
   }
   const Index part = (m + threads - 1) / threads, parts = (m + part - 1) / part;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (Index p = 0; p < parts; ++p) {
     T* const out = p == 0 ? op.out.data : scratch + (p - 1) * n * width;
     adjoint_any(op, out, p == 0 ? op.out.stride[0] : width, p * part, least(m, (p + 1) * part), 0, n);

@@ -127,7 +127,7 @@ Index values(const TwoStage<T>& op, int threads) {
     diagonal = std::fmax(diagonal, std::fabs(d(i)));
     if (i + 1 < n) beside = std::fmax(beside, std::fabs(e(i)));
   }
-  run(Bisection{d, e, eps / 32 * (diagonal + beside), eps / 8, {room.data(), {n}, {1}}}, threads);
+  run(Bisection{d, e, eps / 16 * (diagonal + beside), eps / 8, {room.data(), {n}, {1}}}, threads);
   for (Index i = 0; i < n; ++i) op.values(i) = T(room[std::size_t(i)]);
   double* const taus = room.data() + n;
   for (Index i = 0; i < n; ++i) {
@@ -151,6 +151,7 @@ void run(const TwoStage<T>& op, int threads) {
   const Index m = op.a.shape[0], n = op.a.shape[1];
   ReductionCheck& check = *op.check;
   const bool direct = (m + kProbes) * direct_row<T>(n) * Index(sizeof(T)) <= kInCache;
+  if (direct) threads = 1;  // done before another one is awake
   const Place<T> place = direct ? place_direct<T>(m, n) : place_apart(op);
   std::vector<double> energy(static_cast<std::size_t>(m));
   survey<T>({op.a.data, {m, n}, {op.a.stride[0], op.a.stride[1]}}, op.probes, place.copy, place.a.stride[0], place.left,
@@ -166,7 +167,7 @@ void run(const TwoStage<T>& op, int threads) {
   check.right_before = norm(place.right, n);
   check.left_before = norm(place.left, m);
   if (direct)
-    run(DirectReduction<T>{matrix(place.a.data, m + kProbes, place.a.stride[0], place.a.stride[0]), m, n, op.d, op.e}, 1);
+    run(DirectReduction<T>{matrix(place.a.data, m + kProbes, place.a.stride[0], place.a.stride[0]), m, n, op.d, op.e}, threads);
   else
     reduce(op, place, threads);
   check.misfit = misfit(op, place.left, place.right);

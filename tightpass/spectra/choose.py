@@ -56,5 +56,5 @@ def dense_bytes(shape: tuple[int, int], dtype: Any) -> int:
 
 
 def gram_bytes(shape: tuple[int, int]) -> int:
-    """The Gram matrix and the copy that its eigenvalues are found in."""
-    return 2 * min(shape) ** 2 * 8
+    """The Gram matrix, in which its eigenvalues are found, and a fifth of it."""
+    return int(1.2 * shape[1] ** 2 * 8)

@@ -18,6 +18,8 @@ from tightpass.errors import InputError, VerificationError
 from tightpass.spectra.verify import SvdError, allowed_energy
 
 Values = NDArray[np.floating[Any]]
+STRIP = 512
+"""Rows of the Gram matrix that are added at once: a product of all of them would take its memory once more."""
 VALID = 1e-8
 """Values below this many σ₁ are not this route's to tell."""
 
@@ -55,8 +57,11 @@ def gram_values(panels: Iterable[tuple[NDArray[Any], slice]], n: int) -> GramVal
         wide = panel.astype(np.float64)
         energy += float(np.vdot(wide, wide))
         rows += len(panel)
-        G[columns, columns] += wide.T @ wide
-    squares = eigvalsh(G, overwrite_a=True, check_finite=False)[::-1][: min(rows, n)]
+        for start in range(0, wide.shape[1], STRIP):
+            part = wide[:, start : start + STRIP]
+            at = columns.start + start
+            G[at : at + part.shape[1], columns] += part.T @ wide
+    squares = eigvalsh(G.T, overwrite_a=True, check_finite=False)[::-1][: min(rows, n)]
     total = float(squares.sum())
     if not (np.all(np.isfinite(squares)) and abs(total - energy) <= allowed_energy(n, np.float64) * energy):
         raise VerificationError(

@@ -156,7 +156,7 @@ def bidiagonal_values(B: Bidiagonal, threads: int | None = None) -> Values:
     """All singular values of B in A's precision, descending."""
     eps = float(np.finfo(B.dtype).eps)
     reach = float(np.abs(B.d).max() + (np.abs(B.e).max() if len(B.e) else 0.0))
-    values = ops.bisection(B.d, B.e, absolute=eps / 32 * reach, relative=eps / 8, threads=threads)
+    values = ops.bisection(B.d, B.e, absolute=eps / 16 * reach, relative=eps / 8, threads=threads)
     return np.asarray(values * B.scale, dtype=B.dtype)
 
 
