@@ -175,7 +175,10 @@ def test_interrupt_is_exit_code_3_and_is_continued(place):
     import time
 
     arguments = [COMMAND, "run", "--tokens", "32", "--block", "attn", "--out", "stopped"]
-    process = subprocess.Popen(arguments, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - ignored in the background
+    )  # fmt: skip
     for _ in range(600):
         time.sleep(0.05)
         if list((place / "stopped").glob("shards/*.part")):

@@ -123,8 +123,44 @@ void test_stages(Index m, Index n, Index width, int threads) {
   it.compare("stages", values.data(), n);
 }
 
+// Products with few columns, of strided rows, beside memory that must stay as it is.
+template <class T>
+void test_products(Index m, Index n, Index width, int threads) {
+  std::normal_distribution<double> normal;
+  auto filled = [&](Index count) {
+    std::vector<T> made(static_cast<std::size_t>(count));
+    for (T& value : made) value = T(normal(generator));
+    return made;
+  };
+  const auto a = filled(m * (n + 3)), x = filled(n * width), y = filled(m * width);
+  std::vector<T> ax(std::size_t(m * (width + 1)), T(-12345)), ay(std::size_t(n * (width + 1)), T(-12345));
+  const View<const T, 2> A{a.data(), {m, n}, {n + 3, 1}};
+  cpu::run(Product<T>{A, {x.data(), {n, width}, {width, 1}}, {ax.data(), {m, width}, {width + 1, 1}}}, threads);
+  cpu::run(AdjointProduct<T>{A, {y.data(), {m, width}, {width, 1}}, {ay.data(), {n, width}, {width + 1, 1}}}, threads);
+  const double eps = double(std::numeric_limits<T>::epsilon());
+  auto check = [&](const std::vector<T>& found, Index rows, Index depth, auto left, auto right, const char* what) {
+    for (Index i = 0; i < rows; ++i) {
+      for (Index c = 0; c < width; ++c) {
+        long double sum = 0, size = 0;
+        for (Index k = 0; k < depth; ++k) {
+          sum += (long double)left(i, k) * right(k, c);
+          size += std::abs((long double)left(i, k) * right(k, c));
+        }
+        const double off = std::abs(double(found[std::size_t(i * (width + 1) + c)] - sum));
+        expect(off <= 16 * eps * double(size), what, m, n, off);
+      }
+      expect(found[std::size_t(i * (width + 1) + width)] == T(-12345), "product wrote beside its rows", m, n, double(i));
+    }
+  };
+  check(ax, m, n, [&](Index i, Index k) { return A(i, k); }, [&](Index k, Index c) { return x[std::size_t(k * width + c)]; }, "product");
+  check(ay, n, m, [&](Index j, Index k) { return A(k, j); }, [&](Index k, Index c) { return y[std::size_t(k * width + c)]; }, "adjoint_product");
+}
+
 template <class T>
 void test_all() {
+  for (const auto& [m, n] : {std::pair<Index, Index>{1, 1}, {3, 70}, {70, 3}, {131, 40}, {40, 131}, {1500, 600}})
+    for (const Index width : {16, 32, 48, 64})
+      for (const int threads : {1, 3}) test_products<T>(m, n, width, threads);
   for (const auto& [m, n] : {std::pair<Index, Index>{1, 1}, {2, 1}, {3, 3}, {17, 16}, {64, 64}, {97, 41}, {90, 89}})
     for (const bool in_place : {false, true}) test_two_stage<T>(m, n, 16, 2, in_place);
   test_two_stage<T>(6000, 33, 16, 2, true);  // more than the cache holds: two stages, QR first

@@ -141,7 +141,6 @@ class _Basis:
         self.V, self.U = (op.new(np.zeros((rows, self.most + width), dtype=op.dtype)) for rows in (n, m))
         self.B = np.zeros((self.most + width, self.most + width))
         self.q = self.near = 0  # the columns of V and U that the next block is coupled to start at `near`
-        self.xp = array_namespace(self.V)
         self._next(op.new(rng.standard_normal((n, width))))
         self.coupling = np.zeros((width, width))
         self.P, self.s, self.Qh = np.zeros((0, 0)), np.zeros(0), np.zeros((0, 0))
@@ -248,10 +247,11 @@ def _orthonormal(basis: Array, X: Array, near: int, op: _Counted, rng: np.random
     pivots, columns = np.abs(np.diagonal(R)), on_host((X**2).sum(0)) ** 0.5
     if np.all(pivots > SHAKY * columns):
         return Q, C, R
-    gone = pivots <= 1e3 * float(np.finfo(op.dtype).eps) * float(np.linalg.norm(columns))
+    gone = pivots <= 30 * float(np.finfo(op.dtype).eps) * float(np.linalg.norm(columns))
     fresh = op.new(rng.standard_normal(tuple(X.shape)))
     Q = xp.where(op.new(gone.astype(float))[None, :] > 0, fresh, Q)
-    Q, _ = xp.linalg.qr(_project_out(basis, Q, 0)[0])
+    for _ in range(2):  # random columns may leave little of those after them
+        Q, _ = xp.linalg.qr(_project_out(basis, Q, 0)[0])
     return Q, C, on_host(adjoint_times(Q, rest)).astype(np.float64)
 
 
