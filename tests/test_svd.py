@@ -212,6 +212,21 @@ def test_probes_catch_a_matrix_that_changed_under_way(n, fault, dtype, monkeypat
 
 
 @compiled
+@pytest.mark.parametrize("n", [1, 40, 480])
+def test_no_ordinary_matrix_needs_a_second_route(n):
+    rng = np.random.default_rng(7)
+    for A in (
+        np.zeros((n, n)),
+        -np.zeros((n, n)),
+        np.ones((n, n)),
+        rng.standard_normal((n, n)),
+        np.eye(n),
+        *hostile(n, np.float32).values(),
+    ):
+        assert dense.verified(A).route == "two-stage"
+
+
+@compiled
 def test_a_failed_route_is_replaced_and_two_failures_are_told(monkeypatch):
     A = np.random.default_rng(6).standard_normal((50, 50))
     right = tp.svdvals(A)

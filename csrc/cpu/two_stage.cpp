@@ -127,6 +127,10 @@ Index values(const TwoStage<T>& op, int threads) {
     diagonal = std::fmax(diagonal, std::fabs(d(i)));
     if (i + 1 < n) beside = std::fmax(beside, std::fabs(e(i)));
   }
+  if (diagonal + beside == 0) {
+    for (Index i = 0; i < n; ++i) op.values(i) = 0;
+    return 0;
+  }
   run(Bisection{d, e, eps / 16 * (diagonal + beside), eps / 8, {room.data(), {n}, {1}}}, threads);
   for (Index i = 0; i < n; ++i) op.values(i) = T(room[std::size_t(i)]);
   double* const taus = room.data() + n;
