@@ -79,6 +79,7 @@ def test_a_value_that_the_start_cannot_see_is_found(monkeypatch):
 
     monkeypatch.setattr(krylov.np.random, "default_rng", lambda seed: Blind(seed) if seed == 0 else plain(seed))
     monkeypatch.setattr(krylov, "check_operator", lambda op, seed: None)
+    monkeypatch.setattr(krylov, "scaled", lambda op, seed: (op, 1.0))
     assert np.allclose(tp.svds(A, 4, tol=1e-10).S, np.linspace(5, 1, 120)[:4], atol=1e-8)
 
 
@@ -172,6 +173,10 @@ def test_operators_that_are_no_matrix_are_refused(forward, back, message):
         (np.eye(5), {"k": True}, "whole number from 1 to 5"),
         (np.eye(5), {"k": 1, "tol": 0.0}, "between 0 and 1"),
         (np.eye(5), {"k": 1, "tol": 2}, "between 0 and 1"),
+        (np.eye(5), {"k": 1, "tol": "a"}, "between 0 and 1"),
+        (np.eye(5), {"k": 1, "seed": -1}, "seed: expected"),
+        (np.ma.masked_array(np.eye(3)), {"k": 1}, "masked, sparse or meta"),
+        (torch.eye(3).to_sparse(), {"k": 1}, "masked, sparse or meta"),
         (np.eye(5), {"k": 1, "block": 0}, "at least 1"),
         (np.eye(5), {"k": 1, "limit": 0}, "at least 1"),
         (np.full((3, 3), np.nan), {"k": 1}, "not finite"),
@@ -237,3 +242,37 @@ def test_bad_options_of_a_spectrum(options, message):
     J = tp.jacobian(torch.tanh, torch.ones(2, 3, dtype=torch.float64))
     with pytest.raises(InputError, match=message):
         tp.spectrum(J, **options)
+
+
+@pytest.mark.parametrize(
+    ("copies", "k", "turned"), [(40, 50, False), (40, 50, True), (100, 110, False), (24, 30, True)]
+)
+def test_copies_beyond_a_block_over_a_rest_that_falls_slowly(copies, k, turned):
+    sigma = np.sort(np.r_[np.ones(copies), np.linspace(0.9, 0.1, 600 - copies)])[::-1]
+    A = with_spectrum(sigma) if turned else np.diag(sigma)
+    for seed in (0, 7):
+        found = tp.svds(A, k, seed=seed)
+        assert found.converged
+        assert np.abs(found.S - sigma[:k]).max() <= 1e-7
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_certain_is_said_only_where_it_is(seed):
+    sigma = np.r_[1, np.full(5, 2e-4), np.zeros(194)]
+    A = (1.7 * with_spectrum(sigma, seed=seed)).astype(np.float32)
+    found = tp.svds(A, 2, seed=seed)
+    left = float((1.7 * sigma[2:]) @ (1.7 * sigma[2:]))
+    assert not found.complete.startswith("certain") or left < float(found.S[-1]) ** 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(np.float64, 1e-200), (np.float64, 1e160), (np.float32, 1e-25), (np.float32, 1e25)]
+)
+def test_scales_at_the_ends_of_the_range(dtype, scale):
+    sigma = np.geomspace(1, 1e-6, 300)
+    A = (with_spectrum(sigma) * scale).astype(dtype)
+    found = tp.svds(A, 5)
+    assert found.converged
+    tol = 1e-8 if dtype == np.float64 else 1e-5
+    assert np.abs(found.S.astype(float) / scale - sigma[:5]).max() <= tol
+    assert found.residuals.max() > 0

@@ -106,7 +106,7 @@ def test_overwriting_saves_a_copy_and_changes_nothing_else(dtype):
 
 
 @compiled
-def test_the_number_of_threads_changes_no_bit():
+def test_without_threaded_panels_the_number_of_threads_changes_no_bit():
     A = np.random.default_rng(3).standard_normal((600, 450))
     first = twostage.two_stage(A, threads=1)[0]
     for threads in (2, 3, 5):
@@ -209,6 +209,16 @@ def test_probes_catch_a_matrix_that_changed_under_way(n, fault, dtype, monkeypat
     monkeypatch.setattr(ops, "two_stage", faulty)
     with pytest.raises(VerificationError):
         twostage.two_stage(A)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1500, 1), (1, 1500), (1500, 2)])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_long_thin_matrices(shape, scale, dtype):
+    A = np.full(shape, scale, dtype)
+    values = tp.svdvals(A)
+    assert values[0] == pytest.approx(scale * np.sqrt(A.size), rel=8 * float(np.finfo(dtype).eps))
+    assert dense.verified(A).route == "two-stage" or native.extension is None
 
 
 @compiled

@@ -14,6 +14,7 @@ from tightpass.rank.spectrum import spectrum
 from tightpass.run import open, run, verify
 from tightpass.spectra.dense import svdvals
 from tightpass.spectra.krylov import svds
+from tightpass.spectra.sketch import rough_svds
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "jacobian",
     "load_model",
     "open",
+    "rough_svds",
     "run",
     "spectrum",
     "svds",

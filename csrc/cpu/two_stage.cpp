@@ -11,6 +11,7 @@ namespace tightpass::cpu {
 namespace {
 
 constexpr Index kInCache = 800 << 10;  // bytes of a matrix that one stage reduces faster than two
+constexpr Index kTallest = 768;        // rows: its sums run over all of them
 constexpr double kSafe = 0x1p20;       // entries up to this size, and down to its inverse, are used as they are
 template <class T> constexpr Index kLine = 64 / Index(sizeof(T));
 
@@ -154,7 +155,7 @@ template <class T>
 void run(const TwoStage<T>& op, int threads) {
   const Index m = op.a.shape[0], n = op.a.shape[1];
   ReductionCheck& check = *op.check;
-  const bool direct = (m + kProbes) * direct_row<T>(n) * Index(sizeof(T)) <= kInCache;
+  const bool direct = m <= kTallest && (m + kProbes) * direct_row<T>(n) * Index(sizeof(T)) <= kInCache;
   if (direct) threads = 1;  // done before another one is awake
   const Place<T> place = direct ? place_direct<T>(m, n) : place_apart(op);
   std::vector<double> energy(static_cast<std::size_t>(m));

@@ -92,6 +92,8 @@ def check_matrix(A: Matrix, name: str = "A") -> None:
         raise InputError(f"{name}: expected a matrix, got shape {tuple(shape)}")
     if 0 in shape:
         raise InputError(f"{name}: expected at least one row and one column, got shape {tuple(shape)}")
+    if isinstance(A, np.ma.MaskedArray) or (isinstance(A, torch.Tensor) and (A.layout != torch.strided or A.is_meta)):
+        raise InputError(f"{name}: expected a plain dense array, got a masked, sparse or meta one")
     kind = dtype_name(dtype)
     if kind not in ("float32", "float64"):
         hint = "its real and imaginary parts have other singular values" if "complex" in kind else "convert it first"
@@ -110,8 +112,6 @@ def svdvals(A: Matrix, overwrite: bool = False) -> Matrix:
     if isinstance(A, torch.Tensor):
         A = A.detach().resolve_neg()
     own = device.to_cupy(A) if isinstance(A, torch.Tensor) and A.is_cuda else A
-    if isinstance(own, np.ndarray) and not own.dtype.isnative:
-        own = own.astype(own.dtype.newbyteorder("="))
     try:
         if device.is_cupy(own):
             answer = device.or_on_host(verified, own)

@@ -16,14 +16,15 @@ from array_api_compat import array_namespace
 
 from tightpass.errors import InputError
 from tightpass.kernels.reference_svd import on_host
-from tightpass.spectra.operand import Operand, adjoint_times, check_operator, operand, times
+from tightpass.spectra.operand import Operand, adjoint_times, check_operator, operand, scaled, times
+from tightpass.spectra.verify import allowed_energy
 
 Array = Any
 BLOCK = 16
 """Columns of a product: enough for the memory's speed to be used, few enough to lose little of Krylov's."""
 BASIS_BYTES = 2**31
-ATTEMPTS = 5
-"""Starts anew after a value was found to be skipped."""
+PROBING = 5
+"""Blocks that a fresh start grows by, to see whether a value was skipped."""
 SHAKY = 0.05
 """What is left of a column, relative to the column, below which it is not orthogonal to working precision."""
 LOOK = 1.5
@@ -73,26 +74,31 @@ def svds(
     check_rank(op, k)
     check_positive("block", block)
     tol = TOL[str(np.dtype(op.dtype))] if tol is None else tol
-    if not 0 < tol < 1:
-        raise InputError(f"tol: expected a number between 0 and 1, got {tol}")
+    if not isinstance(tol, int | float | np.number) or not 0 < tol < 1:
+        raise InputError(f"tol: expected a number between 0 and 1, got {tol!r}")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed: expected a whole number of at least 0, got {seed!r}")
+    op, scale = scaled(op, seed)
     check_operator(op, seed)
     limit = 200 * k + 2000 if limit is None else limit
     check_positive("limit", limit)
     wide = op.shape[0] < op.shape[1]
     counted = _Counted(op.T if wide else op)  # the basis of the short side is complete first
     basis = _Basis(counted, k, min(block, *op.shape), np.random.default_rng(seed))
-    for attempt in range(ATTEMPTS):
+    while True:
         settled = basis.run(tol, limit)
         U, S, V = basis.ritz(k)
-        skipped, complete = _look_for_more(counted, U, S, V, tol, seed + 1)
-        if skipped is None or not settled or attempt + 1 == ATTEMPTS:
+        complete = _what_is_certain(counted, S)
+        if complete is not None or not settled:
             break
-        basis.restart(skipped)
+        if not basis.finds_more(tol):
+            complete = "probed: a fresh random start found none above σ_k"
+            break
     R = residuals(counted, U, S, V)
-    converged = skipped is None and bool(np.all(on_host(R) <= tol * float(S[0])))
+    converged = settled and bool(np.all(on_host(R) <= tol * float(S[0])))
     U, V = (V, U) if wide else (U, V)
     return Leading(
-        op.back(U), op.back(S), op.back(V.T), op.back(R), converged, complete, counted.columns,
+        op.back(U), op.back(S * scale), op.back(V.T), op.back(R * scale), converged, complete or "not looked for", counted.columns,
         f"block Golub–Kahan–Lanczos, blocks of {basis.width}, residuals ≤ {tol:.0e} σ₁ {'reached' if converged else 'asked'}",
     )  # fmt: skip
 
@@ -181,10 +187,21 @@ class _Basis:
         P, Q = self.op.new(self.P[:, :k]), self.op.new(self.Qh[:k].T.copy())
         return self.U[:, : self.q] @ P, self.op.new(self.s[:k]), self.V[:, : self.q] @ Q
 
-    def restart(self, V: Array) -> None:
-        """With the leading triplets, and new directions next."""
+    def finds_more(self, tol: float) -> bool:
+        """Whether a fresh random block, on top of the k triplets, raises one of them: a value had been skipped.
+
+        Some steps of Lanczos, not of the power method: copies of one value beyond the width of a block hide over a
+        rest that falls slowly.
+        """
+        known = self.s[: self.k].copy()
         self._compress(self.k)
-        self._next(V)
+        self._next(self.op.new(self.rng.standard_normal((self.op.shape[1], self.width))))
+        for _ in range(PROBING):
+            if self.q == self.full or self.q + self.width > self.most:
+                break
+            self._grow()
+        self._decompose()
+        return bool(np.any(self.s[: self.k] > known + 10 * tol * known[0]))
 
     def _next(self, X: Array) -> Array:
         """The next block of V from X: orthonormal, and so to what is there. Returns R (X = V·C + V_next·R)."""
@@ -266,38 +283,14 @@ def _project_out(basis: Array, X: Array, near: int) -> tuple[Array, Any]:
     return X, C
 
 
-def _look_for_more(op: _Counted, U: Array, S: Array, V: Array, tol: float, seed: int) -> tuple[Array | None, str]:
-    """Directions of a value above σ_k that was skipped (None if none was found), and what is known in words.
-
-    Certain where the energy that is left, ‖A‖_F² − Σσ², is less than σ_k²; else by a fresh random start on what the
-    triplets leave over, whose first product also tells whether the energy is worth adding up.
-    """
-    k, smallest = len(S), float(S[-1])
-    if k == min(op.shape):
-        return None, "certain: these are all"
-    X = op.new(np.random.default_rng(seed).standard_normal((op.shape[1], min(4, op.shape[1]))))
-    xp = array_namespace(X)
-    for step in range(2):
-        X, _ = xp.linalg.qr(_without(V, X))
-        Y = _without(U, op.matmat(X))
-        if step == 0 and float((Y**2).mean()) * op.shape[0] * op.shape[1] < 9 * smallest**2 and _none_left(op, S):
-            return None, "certain: the energy that is left is below σ_k²"
-        X = op.rmatmat(Y)
-    X, _ = xp.linalg.qr(_without(V, X))
-    found = float(np.linalg.norm(on_host(_without(U, op.matmat(X))), 2))
-    if found > smallest + 10 * tol * float(S[0]):
-        return X, f"not complete: a value of {found:.3e} was skipped"
-    return None, "probed: a fresh random start found none above σ_k"
-
-
-def _none_left(op: _Counted, S: Array) -> bool:
-    energy = op.energy()
+def _what_is_certain(op: _Counted, S: Array) -> str | None:
+    """In words, where nothing above σ_k can have been skipped: all values are there, or ‖A‖_F² − Σσ² is less than σ_k²,
+    rounding allowed for."""
+    if len(S) == min(op.shape):
+        return "certain: these are all"
     squares = on_host(S).astype(np.float64) ** 2
-    return energy is not None and energy - float(squares.sum()) < squares[-1] * (1 - 1e-3)
-
-
-def _without(basis: Array, X: Array) -> Array:
-    """Twice, since X may be little more than rounding along the basis."""
-    for _ in range(2):
-        X = X - times(basis, adjoint_times(basis, X))
-    return X
+    rounding = allowed_energy(max(op.shape), op.dtype)
+    if squares.sum() * rounding >= squares[-1] or (energy := op.energy()) is None:
+        return None  # the difference would be rounding
+    left = energy - float(squares.sum()) + rounding * energy
+    return "certain: the energy that is left is below σ_k²" if left < squares[-1] else None

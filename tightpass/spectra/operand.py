@@ -115,6 +115,21 @@ def _of_jacobian(J: Any) -> Operand:
     )  # fmt: skip
 
 
+def scaled(A: Operand, seed: int = 0) -> tuple[Operand, float]:
+    """A divided by a power of two, and that power, where squares of its products would leave the range; A and 1.0 else."""
+    X = A.new(np.random.default_rng(seed).standard_normal((A.shape[1], 1)))
+    largest = float(abs(A.matmat(X)).max())
+    if not np.isfinite(largest) or largest == 0 or 2.0**-30 <= largest <= 2.0**30:
+        return A, 1.0
+    exponent = np.floor(np.log2(largest))
+    once, twice = 2.0 ** np.floor(-exponent / 2), 2.0 ** np.ceil(-exponent / 2)  # the inverse itself may overflow
+
+    def of(product: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        return lambda X: product(X) * once * twice
+
+    return replace(A, matmat=of(A.matmat), rmatmat=of(A.rmatmat), energy=lambda: None), 2.0**exponent
+
+
 def check_operator(A: Operand, seed: int = 0) -> None:
     """Raises InputError for an operator that is not one matrix: shapes, linearity, adjoint, the same answer twice."""
     m, n = A.shape

@@ -16,8 +16,7 @@ from tightpass.spectra.operand import check_operator, operand
 def rough_svds(A: Any, k: int, power: int = 2, oversampling: int = 10, seed: int = 0) -> Leading:
     """About the k leading triplets, by a random subspace and `power` iterations; never more than its residuals say.
 
-    On a spectrum that falls slowly the residuals are large (`benchmarks/svd.py`); `krylov.svds` is for those. Raises
-    InputError as it does.
+    On a spectrum that falls slowly the residuals are large; `krylov.svds` is for those. Raises InputError as it does.
     """
     op = operand(A)
     check_rank(op, k)

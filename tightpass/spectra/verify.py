@@ -126,7 +126,7 @@ def check_dense(A: Matrix, values: Matrix) -> tuple[SvdError, tuple[str, ...]]:
 
     Raises VerificationError if any probe contradicts the values.
     """
-    if max(A.shape) <= SMALL or float(values[0]) == 0:
+    if max(A.shape) <= SMALL or min(A.shape) == 1 or float(values[0]) == 0:
         return measured_error([(A, values)]), ("every value, tail included, against an SVD with vectors",)
     counted = check_counts(A, values)
     bottom = check_bottom(A, values)
