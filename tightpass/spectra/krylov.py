@@ -88,7 +88,7 @@ def svds(
     while True:
         settled = basis.run(tol, limit)
         U, S, V = basis.ritz(k)
-        complete = _what_is_certain(counted, S)
+        complete = _what_is_certain(counted, S, float(np.sum(basis.s[k:] ** 2)))
         if complete is not None or not settled:
             break
         if not basis.finds_more(tol):
@@ -283,14 +283,16 @@ def _project_out(basis: Array, X: Array, near: int) -> tuple[Array, Any]:
     return X, C
 
 
-def _what_is_certain(op: _Counted, S: Array) -> str | None:
+def _what_is_certain(op: _Counted, S: Array, seen: float) -> str | None:
     """In words, where nothing above σ_k can have been skipped: all values are there, or ‖A‖_F² − Σσ² is less than σ_k²,
-    rounding allowed for."""
+    rounding allowed for. `seen` is the part of what is left that Ritz values show already: with much of it there is no
+    use in adding ‖A‖_F² up.
+    """
     if len(S) == min(op.shape):
         return "certain: these are all"
     squares = on_host(S).astype(np.float64) ** 2
     rounding = allowed_energy(max(op.shape), op.dtype)
-    if squares.sum() * rounding >= squares[-1] or (energy := op.energy()) is None:
-        return None  # the difference would be rounding
+    if seen >= squares[-1] or squares.sum() * rounding >= squares[-1] or (energy := op.energy()) is None:
+        return None
     left = energy - float(squares.sum()) + rounding * energy
     return "certain: the energy that is left is below σ_k²" if left < squares[-1] else None
