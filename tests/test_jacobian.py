@@ -214,15 +214,36 @@ def test_wrong_points_are_named(x):
         tp.jacobian(torch.tanh, x)
 
 
-def test_lowered_precision_is_refused():
+def test_autocast_is_refused():
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="autocast"):
         tp.jacobian(torch.tanh, torch.zeros(1, 1))
-    torch.set_float32_matmul_precision("high")
+
+
+@pytest.mark.parametrize(
+    ("holder", "setting", "value", "default"),
+    [
+        (torch.backends.cuda.matmul, "allow_tf32", True, False),
+        (torch.backends.cuda.matmul, "fp32_precision", "tf32", "ieee"),
+        (torch.backends.mkldnn.matmul, "fp32_precision", "bf16", "none"),
+        (torch.backends, "fp32_precision", "tf32", "none"),
+    ],
+)
+def test_lowered_precision_is_refused(holder, setting, value, default):
+    """torch has two interfaces for one setting, and raises itself where they disagree."""
+    setattr(holder, setting, value)
     try:
-        with pytest.raises(InputError, match="'high' precision"):
+        with pytest.raises(InputError, match="TF32 or bfloat16"):
             tp.jacobian(torch.tanh, torch.zeros(1, 1))
     finally:
-        torch.set_float32_matmul_precision("highest")
+        setattr(holder, setting, default)
+    tp.jacobian(torch.tanh, torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("name", ["CUPY_TF32", "NVIDIA_TF32_OVERRIDE"])
+def test_lowered_precision_by_environment_is_refused(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(InputError, match=name):
+        tp.jacobian(torch.tanh, torch.zeros(1, 1))
 
 
 @pytest.mark.parametrize("scale", [1e-170, 1e160])

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import tightpass as tp
 from tightpass.rank import bounds
-from tightpass.rank.floor import BlockDifferences, Floor, Part, norm2
+from tightpass.rank.arithmetic import BlockDifferences, norm2
+from tightpass.rank.floor import Floor, Part
 from tightpass.rank.interval import labels, nearest_certain, rank_at
 from tightpass.rank.knee import cliff, knees
 from tightpass.rank.measures import measures
@@ -145,7 +146,7 @@ def test_block_differences_bound_the_norm_and_are_exact_on_the_diagonal():
 
 
 def test_floor_adds_up():
-    floor = Floor((Part("a", 1e-3, "x"), Part("b", 2e-3, "y")), 1.0)
+    floor = Floor((Part("a", 1e-3, "x", "certain"), Part("b", 2e-3, "y", "assumed")), 1.0)
     assert floor.total == pytest.approx(3e-3)
 
 

@@ -331,12 +331,15 @@ class ClosedAttention:
     # ---- norm
 
     def energy(self) -> float:
-        """‖J‖_F² without J: off the diagonal from traces of d_head × d_head products; the T diagonal blocks formed.
+        """‖J‖_F² without J."""
+        return float(self.block_energies().sum())
 
-        The sums run in float64. With rotary positions a row of blocks at a time is formed instead.
+    def block_energies(self) -> torch.Tensor:
+        """‖J_ts‖_F² of all blocks, (T, T) float64: off the diagonal from traces of d_head × d_head products; the T diagonal
+        blocks are formed. With rotary positions a row of blocks at a time is formed instead.
         """
         if self.heads.rotation is not None:
-            return sum(self._row_energy(t) for t in range(self.tokens))
+            return torch.stack([self._row_energies(t) for t in range(self.tokens)])
         W = self.heads.double()
         a, o = self.a.double(), self.o.double()
         Wo = W.Wo.transpose(0, 1)  # (H, d_out, d_head)
@@ -355,14 +358,16 @@ class ClosedAttention:
         if self.norm is not None:
             e = e - self.norm.squared_shrink().double() * self._through_xhat(W, a, o, K).square().sum(0)
             e = e * self.norm.r.double().square()
-        off = torch.ones_like(e).fill_diagonal_(0)
         if self.causal:
-            off = off.tril(-1)
-        return float((e * off).sum()) + self._diagonal_energy()
+            e = e.tril(-1)
+        own = [float(self.diagonal_block(t).double().square().sum()) for t in range(self.tokens)]
+        return e.diagonal_scatter(torch.tensor(own, dtype=e.dtype, device=e.device))
 
-    def _row_energy(self, t: int) -> float:
+    def _row_energies(self, t: int) -> torch.Tensor:
         row = self.a.new_empty(self._columns(t), self.d_out, self.d_in)
-        return float(self.write(range(t, t + 1), row, [0]).double().square().sum())
+        out = torch.zeros(self.tokens, dtype=torch.float64, device=row.device)
+        out[: len(row)] = self.write(range(t, t + 1), row, [0]).double().square().sum((1, 2))
+        return out
 
     def _through_xhat(self, W: Heads, a: torch.Tensor, o: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
         """(d_out, T, T): the row of block (t, s) times x̂_s, before the norm."""
@@ -374,10 +379,6 @@ class ClosedAttention:
             VO, OO, PX = Wo[h] @ W.v[h].T, Wo[h] @ o[h].T, Wo[h] @ (W.Wv[h] @ x.T)
             out += a[h] * (PX[:, None, :] + (VO[:, None, :] - OO[:, :, None]) * (K[h] @ x.T))
         return out
-
-    def _diagonal_energy(self) -> float:
-        """Σ_t ‖J_tt‖_F², of blocks that are formed one at a time."""
-        return sum(float(self.diagonal_block(t).double().square().sum()) for t in range(self.tokens))
 
     def diagonal_block(self, t: int) -> torch.Tensor:
         """Block (t, t) alone, (d_out, d_in)."""

@@ -198,9 +198,22 @@ class Jacobian:
             yield from self._attention_panels(self.form)
             return
         for t in range(self.tokens_out):
-            columns = self.structure.row(t, self.tokens_in)
-            rows = self._block_row(t)[:, columns.start : columns.stop]
-            yield Panel((t,) * len(columns), tuple(columns), rows.transpose(0, 1).contiguous())
+            yield self.block_row(t)
+
+    def block_row(self, t: int) -> Panel:
+        """The non-zero blocks of output token t."""
+        columns = self.structure.row(t, self.tokens_in)
+        places = (t,) * len(columns), tuple(columns)
+        if isinstance(self.structure, BlockDiagonal) and self.block is not None:
+            return Panel(*places, self._diagonal(slice(t, t + 1)))
+        if isinstance(self.form, ClosedAttention):
+            with torch.no_grad():
+                return Panel(
+                    *places,
+                    self.form.write(range(t, t + 1), self.x.new_empty(len(columns), self.d_out, self.d_in), [0]),
+                )
+        rows = self._row_by_autodiff(t)[:, columns.start : columns.stop]
+        return Panel(*places, rows.transpose(0, 1).contiguous())
 
     def _diagonal_panels(self) -> Iterator[Panel]:
         if self.block is None:  # an unknown function cannot be restricted to some of its tokens
@@ -263,7 +276,7 @@ class Jacobian:
             out[:, rows] = pulled.transpose(0, 1)
         return out
 
-    def _block_row(self, t: int) -> torch.Tensor:
+    def _row_by_autodiff(self, t: int) -> torch.Tensor:
         """Rows of output token t, (d_out, tokens_in, d_in)."""
         out = self.x.new_empty(self.d_out, self.tokens_in, self.d_in)
         for start in range(0, self.d_out, self._whole.columns):

@@ -50,8 +50,8 @@ class WrittenProduct:
         products = (blocks @ self.v[list(columns), :, None])[..., 0]
         self.sum.index_add_(0, torch.tensor(rows, device=self.sum.device), products)
 
-    def check(self, expected: torch.Tensor, name: str) -> None:
-        """Raises VerificationError unless the blocks' product is J·v, (tokens_out, d_out), to within rounding."""
+    def check(self, expected: torch.Tensor, name: str) -> float:
+        """‖Σ blocks·v − J·v‖/‖J·v‖, J·v (tokens_out, d_out). Raises VerificationError unless it is within rounding."""
         error = ratio(float((self.sum - expected).norm()), float(expected.norm()))
         if not error <= explained(expected.dtype):
             raise VerificationError(
@@ -59,6 +59,7 @@ class WrittenProduct:
                 f"(rounding explains {explained(expected.dtype):.0e}); the kernels are wrong on this machine: "
                 "set TIGHTPASS_KERNELS=reference, and report what `tightpass doctor` prints"
             )
+        return error
 
 
 def explained(dtype: torch.dtype) -> float:

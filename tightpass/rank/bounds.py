@@ -72,12 +72,9 @@ def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
     """Upper bounds on the rank of J, tightest first; the last is always its size."""
     T, d = block.x.shape
     bounds = [Bound(T * d, f"{T} tokens × width {d}")]
-    kind, options = block.kind, block.options
-    parts = block.layers[0]
-    branch = kind in ("mlp", "attn", "head") and not options.residual
-    norm = {"mlp": parts.mlp_norm, "attn": parts.attn_norm, "head": parts.attn_norm}.get(kind)
-    reads_norm = branch and options.norm and norm is not None
-    loses = 1 if reads_norm and isinstance(norm, nn.LayerNorm) else 0
+    kind, parts = block.kind, block.layers[0]
+    branch = kind in ("mlp", "attn", "head") and not block.options.residual
+    loses = 1 if input_null(block) else 0
     if loses:
         bounds.append(Bound(T * (d - 1), f"{T} tokens × ({d} − 1 direction that the LayerNorm removes)"))
     if branch and kind == "mlp":
@@ -95,6 +92,13 @@ def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
     if kind in ("layer", "model") and ends_in_layer_norm(block):
         bounds.append(Bound(T * (d - 1), f"{T} tokens × ({d} − 1 direction that the last LayerNorm removes)"))
     return tuple(sorted(bounds, key=lambda bound: bound.rank))
+
+
+def input_null(block: Block) -> bool:
+    """Whether J is zero on (1, .., 1) of every input token, which a LayerNorm in front removes."""
+    parts, options = block.layers[0], block.options
+    norm = {"mlp": parts.mlp_norm, "attn": parts.attn_norm, "head": parts.attn_norm}.get(block.kind)
+    return options.norm and not options.residual and isinstance(norm, nn.LayerNorm)
 
 
 def ends_in_layer_norm(block: Block) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,28 @@ import torch
 from tightpass.errors import InputError
 from tightpass.jacobian.operator import Jacobian, Panel
 from tightpass.jacobian.probe import WrittenProduct
-from tightpass.rank.bounds import Bound, structural_bounds, units
-from tightpass.rank.floor import BlockDifferences, Part, arithmetic, assumed_arithmetic
+from tightpass.rank.arithmetic import BlockDifferences, assumed, is_large, measured, sampled
+from tightpass.rank.bounds import Bound, input_null, structural_bounds, units
+from tightpass.rank.explain import Explanation, by_distance, by_head
+from tightpass.rank.floor import Part
 from tightpass.spectra.verify import squared_norm
+from tightpass.structure import BlockDiagonal
 
 OTHER = {torch.float64: torch.float32, torch.float32: torch.float64}
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """energy      ‖J‖_F²
-    arithmetic  the floor's part of the model's arithmetic
-    bounds      structural upper bounds on the rank, tightest first
-    kinks       undecided ReLU units
-    active      active units of each token, where there is one ReLU MLP
-    route       how the Jacobian was computed
-    estimated   whether `energy` is an estimate from random products
+    """energy       ‖J‖_F²
+    arithmetic   the floor's part of the model's arithmetic
+    bounds       structural upper bounds on the rank, tightest first
+    kinks        undecided ReLU units
+    active       active units of each token, where there is one ReLU MLP
+    route        how the Jacobian was computed
+    estimated    whether `energy` is an estimate from random products
+    agreement    ‖J v − J' v‖/‖J' v‖ for a random v, J' by automatic differentiation in forward mode; a check for mistakes,
+                 not a bound: both share the forward pass. None where J was never formed
+    explanation  where the numbers come from
     """
 
     energy: float
@@ -37,21 +43,24 @@ class Evidence:
     active: tuple[int, ...] | None
     route: str
     estimated: bool = False
+    agreement: float | None = None
+    explanation: Explanation = field(default_factory=Explanation)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Evidence:
+        """What `as_dict` gave, possibly through JSON."""
         active = values["active"]
         return cls(
-            energy=values["energy"],
-            arithmetic=Part(**values["arithmetic"]),
-            bounds=tuple(Bound(**bound) for bound in values["bounds"]),
-            kinks=values["kinks"],
-            active=None if active is None else tuple(active),
-            route=values.get("route", "automatic differentiation"),
-            estimated=values.get("estimated", False),
+            **{
+                **values,
+                "arithmetic": Part(**values["arithmetic"]),
+                "bounds": tuple(Bound(**bound) for bound in values["bounds"]),
+                "active": None if active is None else tuple(active),
+                "explanation": Explanation.from_dict(values["explanation"]),
+            }
         )
 
 
@@ -65,33 +74,86 @@ def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
     """Writes J out, handing each panel to `keep`, and measures beside it.
 
     The error of the arithmetic is measured against the same blocks in the other precision, at
-    the same x and activation pattern, a panel at a time.
+    the same x and activation pattern, a panel at a time; of a large J, against a sample of them.
     """
     dtype = str(J.dtype).removeprefix("torch.")
-    size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
+    tally = _Tally(J)
     if J.block is None:
-        energy = largest = 0.0
         for panel in J.panels():
             keep(panel)
-            energy += squared_norm(panel.blocks.cpu().numpy())
-            largest = max(largest, float(panel.blocks.abs().max()))
-        check_range(energy, largest)
-        return Evidence(energy, assumed_arithmetic(energy, dtype), (size,), 0, None, J.route)
+            tally.add(panel)
+        energy = tally.energy()
+        size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
+        agreement = tally.agreement()
+        return Evidence(energy, assumed(energy, dtype), (size,), 0, None, J.route, False, agreement, tally.explained())
     other = J.block.in_precision(OTHER[J.dtype])
     shadow = Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
-    differences = BlockDifferences(J.tokens_out, J.tokens_in)
-    energy = largest = 0.0
-    product = WrittenProduct(J.tokens_in, J.x, J.tokens_out, J.d_out)
-    for panel, twin in zip(J.panels(), shadow.panels(), strict=True):
-        keep(panel)
-        product.add(panel.rows, panel.columns, panel.blocks)
-        blocks = panel.blocks.cpu().numpy()
-        energy += squared_norm(blocks)
-        largest = max(largest, float(np.abs(blocks).max()))
-        differences.add(panel.rows, panel.columns, blocks, twin.blocks.cpu().numpy())
-    check_range(energy, largest)
-    product.check((J @ product.v.reshape(-1, 1)).reshape(product.sum.shape), J.name)
+    if is_large(J):
+        for panel in J.panels():
+            keep(panel)
+            tally.add(panel)
+        arithmetic = sampled(J, shadow, dtype)
+    else:
+        differences = BlockDifferences(J.tokens_out, J.tokens_in)
+        for panel, twin in zip(J.panels(), shadow.panels(), strict=True):
+            keep(panel)
+            blocks = tally.add(panel)
+            differences.add(panel.rows, panel.columns, blocks, twin.blocks.cpu().numpy())
+        arithmetic = measured(differences.bound, dtype, "block by block")
     found = units(J.block, other)
     return Evidence(
-        energy, arithmetic(differences, dtype), structural_bounds(J.block, found), found.kinks, found.active, J.route
+        energy=tally.energy(),
+        arithmetic=arithmetic,
+        bounds=structural_bounds(J.block, found),
+        kinks=found.kinks,
+        active=found.active,
+        route=J.route,
+        agreement=tally.agreement(),
+        explanation=tally.explained(),
     )
+
+
+class _Tally:
+    """Sums over the blocks of J as they pass."""
+
+    def __init__(self, J: Jacobian) -> None:
+        self.J = J
+        self.energies = np.zeros((J.tokens_out, J.tokens_in))
+        self.largest = 0.0
+        self.product = WrittenProduct(J.tokens_in, J.x, J.tokens_out, J.d_out)
+        self.removed = np.zeros(J.tokens_in) if J.block is not None and input_null(J.block) else None
+
+    def add(self, panel: Panel) -> Any:
+        """Returns the blocks as a NumPy array (k, d_out, d_in)."""
+        self.product.add(panel.rows, panel.columns, panel.blocks)
+        blocks = panel.blocks.cpu().numpy()
+        self.largest = max(self.largest, float(np.abs(blocks).max()))
+        for t, s, block in zip(panel.rows, panel.columns, blocks, strict=True):
+            self.energies[t, s] = squared_norm(block[None])
+            if self.removed is not None:  # J·(1, .., 1)/√d of each input token, summed in more precision than J has
+                wide = np.sum(block, axis=-1, dtype=np.longdouble)
+                self.removed[s] += float(np.sum(wide**2)) / block.shape[-1]
+        return blocks
+
+    def energy(self) -> float:
+        """‖J‖_F². Raises InputError if it is out of range."""
+        energy = float(self.energies.sum())
+        check_range(energy, self.largest)
+        return energy
+
+    def agreement(self) -> float:
+        """Raises VerificationError if the blocks' product with a random vector is not that of automatic differentiation."""
+        J, v = self.J, self.product.v
+        if J.block is None:
+            expected = J.matvec(v.reshape(-1))
+        else:  # ReLU units held: one within rounding of zero may differ between routes
+            expected = torch.func.jvp(J.block.in_precision(J.dtype).function(), (J.x,), (v,))[1]
+        return self.product.check(expected.reshape(self.product.sum.shape).detach(), J.name)
+
+    def explained(self) -> Explanation:
+        mixes = not isinstance(self.J.structure, BlockDiagonal)
+        return Explanation(
+            null=None if self.removed is None else float(np.sqrt(self.removed.max())),
+            heads=by_head(self.J, float(self.energies.sum())),
+            distances=by_distance(self.energies) if mixes else None,
+        )

@@ -20,7 +20,7 @@ class Rank:
     """How many true singular values exceed `tau`: between lo and hi.
 
     flag       "certified" (lo = hi), "interval" (hi − lo ≤ max(1, 1 % of hi)), "ambiguous", or "not converged"
-               where not all values are known
+               where values that are not known may lie above tau
     nearest    the threshold nearest to tau at which the rank is certain (no σ̂ within the floor);
                None where kinks leave it open at any threshold
     """
@@ -39,31 +39,49 @@ class Rank:
         return str(self.lo) if self.lo == self.hi else f"{self.lo}–{self.hi}"
 
 
-def rank_at(values: Values, floor: float, tau: float, bound: int, kinks: int = 0, total: int | None = None) -> Rank:
+def rank_at(
+    values: Values,
+    floor: float,
+    tau: float,
+    bound: int,
+    kinks: int = 0,
+    total: int | None = None,
+    rest: float = np.inf,
+) -> Rank:
     """The Weyl interval #{σ̂ > τ+f} .. #{σ̂ > τ−f}, cut by a structural bound.
 
     values   computed singular values, descending
     bound    structural upper bound, kinks already in it
     kinks    undecided ReLU units; each widens the interval by one at either end
-    total    how many singular values there are; more than are given: of the others nothing is taken for granted
+    total    how many singular values there are; of those beyond the given ones, `hidden`, nothing is taken for granted but
+    rest     an upper bound on the sum of their squares: at most ⌊rest/τ²⌋ of them exceed τ
 
     Raises VerificationError if more values are certain than the structure allows.
     """
     lo = max(int(np.sum(values > tau + floor)) - kinks, 0)
     total = len(values) if total is None else total
-    hidden = total - len(values)
+    hidden = above_by_energy(total - len(values), rest, tau)
     hi = min(int(np.sum(values > tau - floor)) + kinks + hidden, bound, total)
     if lo > hi:
         raise VerificationError(
             f"{lo} singular values exceed {tau:.3e} + {floor:.1e}, but structure allows {bound}: floor, bound or SVD is wrong"
         )
-    if hidden:
-        return Rank(tau, lo, hi, "not converged", None)
     if lo == hi:
         flag = "certified"
+    elif hidden:
+        flag = "not converged"
     else:
         flag = "interval" if hi - lo <= max(1.0, 0.01 * hi) else "ambiguous"
-    return Rank(tau, lo, hi, flag, None if kinks else nearest_certain(values, floor, tau))
+    open_end = kinks or len(values) < total
+    return Rank(tau, lo, hi, flag, None if open_end else nearest_certain(values, floor, tau))
+
+
+def above_by_energy(count: int, rest: float, tau: float) -> int:
+    """How many of `count` values whose squares add up to at most `rest` can exceed τ."""
+    if count == 0 or not rest > 0:
+        return 0
+    most = rest / tau**2 if tau**2 > 0 else np.inf
+    return count if most >= count else int(most)
 
 
 def nearest_certain(values: Values, floor: float, tau: float) -> float | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import median_filter
+from scipy.stats import f as fisher
 
 Values = NDArray[np.floating[Any]]
 
@@ -14,11 +16,14 @@ CHANCE = 0.01
 NEIGHBOURS = 8
 STEEP = 1.2
 MEDIAN_EFFICIENCY = 0.48
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+LOOKED_AT = 100
+ORDINARY = 3.0
 
 
 @dataclass(frozen=True)
 class Fall:
-    """Between value number `index` (counted from 1) and the next: their ratio.
+    """From value number `index` (counted from 1) to value number `index + width`: their ratio.
 
     chance   expected number of falls as steep, anywhere above the floor, if the falls were random
              with the local mean; None for the cliff
@@ -27,6 +32,7 @@ class Fall:
     index: int
     ratio: float
     chance: float | None = None
+    width: int = 1
 
 
 def cliff(values: Values, floor: float) -> Fall | None:
@@ -44,28 +50,51 @@ def cliff(values: Values, floor: float) -> Fall | None:
 def knees(values: Values, floor: float, most: int = 3) -> tuple[Fall, ...]:
     """Falls above the floor that stand out from the local slope of log σ, steepest first.
 
-    The fall after value i is g = log σᵢ − log σᵢ₊₁. Its neighbours on either side, itself left
-    out, have a mean ḡ, taken as median / ln 2 so that other knees do not hide it. Falls grow
+    The fall after value i is g = log σᵢ − log σᵢ₊₁, and a knee is w = 1, 2, 4 .. 64 of them in a row. Their neighbours, the
+    knee left out, have a mean ḡ, taken as median / ln 2 so that other knees do not hide it. Falls grow
     towards both ends of any spectrum, like 1/i at the top and like 1/(n − i) at the hard edge, so the
-    neighbourhood is 8 plus a quarter of the distance to the nearer end. Were falls exponentially
-    distributed around a common mean (as spacings of a Poisson process are), a fall as steep would have
-    probability (1 + g/(m·ḡ))^(−m), the predictive law of an exponential whose mean was estimated from
-    m samples; a median is worth 0.48 of its samples. A knee is a fall by a fifth or more of
-    which at most 0.01 would be expected among the n.
+    neighbourhood reaches 8 (or 2w) plus a quarter of the distance to the nearer end, and for w > 1 the steeper of the two sides
+    counts. Were falls independent and exponential around a common mean, as the spacings of a Poisson process are (Rényi
+    1953), the mean of w falls over the mean of m neighbours would follow Fisher's F(2w, 2m); a
+    median is worth 0.48 of its samples. A knee is a fall by a fifth or more of which at most 0.01 would be expected
+    among all that were looked at. Its edges are then drawn in to the falls of more than 3ḡ; of overlapping knees the less likely
+    one is kept.
     """
     above = int(np.sum(values > floor))
     logs = np.log(values[:above].astype(np.float64))
     falls = logs[:-1] - logs[1:]
+    candidates = [found for w in WIDTHS if 4 * w <= len(falls) for found in _of_width(falls, w)]
+    taken = np.zeros(len(falls), dtype=bool)
+    kept: list[Fall] = []
+    for chance, start, width in sorted(candidates):
+        if not taken[start : start + width].any():
+            taken[start : start + width] = True
+            ratio = float(np.exp(falls[start : start + width].sum()))
+            kept.append(Fall(start + 1, ratio, chance, width))
+    return tuple(sorted(kept, key=lambda fall: -fall.ratio)[:most])
+
+
+def _of_width(falls: Values, w: int) -> list[tuple[float, int, int]]:
+    """(chance, first fall, number of falls) of the knees of w falls, drawn in."""
     n = len(falls)
+    sums = np.convolve(falls, np.ones(w), mode="valid")
+    usual = np.median(falls) + median_filter(falls, size=min(4 * max(w, NEIGHBOURS) + 1, n), mode="nearest")
+    middle = usual[w // 2 : w // 2 + len(sums)]
     found = []
-    for i in np.argsort(-falls)[: 50 * most]:
-        reach = NEIGHBOURS + min(int(i), n - 1 - int(i)) // 4
-        near = np.concatenate([falls[max(0, i - reach) : i], falls[i + 1 : i + 1 + reach]])
-        if i + NEIGHBOURS >= n:
+    for i in np.argsort(-sums / np.maximum(middle, 1e-12))[:LOOKED_AT]:
+        start, stop = int(i), int(i) + w
+        reach = max(NEIGHBOURS, 2 * w) + min(start, n - stop) // 4
+        left, right = falls[max(0, start - reach) : start], falls[stop : stop + reach]
+        if len(right) < NEIGHBOURS or (w > 1 and len(left) < NEIGHBOURS // 2):
             continue
-        local = max(float(np.median(near)) / np.log(2), 1e-12)
-        m = MEDIAN_EFFICIENCY * len(near)
-        chance = float(n * (1 + falls[i] / (m * local)) ** -m)
-        if chance < CHANCE and falls[i] > np.log(STEEP):
-            found.append(Fall(int(i) + 1, float(np.exp(falls[i])), chance))
-    return tuple(found[:most])
+        sides = [np.concatenate([left, right])] if w == 1 else [left, right]
+        mean = max(max(float(np.median(side)) for side in sides) / np.log(2), 1e-12)
+        samples = MEDIAN_EFFICIENCY * min(len(side) for side in sides)
+        chance = float(len(WIDTHS) * n * fisher.sf(sums[start] / w / mean, 2 * w, 2 * samples))
+        steep = np.flatnonzero(falls[start:stop] > ORDINARY * mean)
+        if chance >= CHANCE or not len(steep):
+            continue
+        first, last = start + int(steep[0]), start + int(steep[-1]) + 1
+        if falls[first:last].sum() > np.log(STEEP):
+            found.append((chance, first, last - first))
+    return found

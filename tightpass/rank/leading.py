@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.operator import Jacobian
 from tightpass.kernels.ops import dtype_name
 from tightpass.kernels.reference_svd import on_host
+from tightpass.rank.arithmetic import along, assumed, norm2
 from tightpass.rank.bounds import Bound, structural_bounds, units
 from tightpass.rank.evidence import OTHER, Evidence, check_range
-from tightpass.rank.floor import Floor, Part, assumed_arithmetic
+from tightpass.rank.explain import Explanation, by_distance, by_head
+from tightpass.rank.floor import Floor, Part, storage
 from tightpass.rank.verdict import Spectrum
 from tightpass.spectra.krylov import Leading, svds
+from tightpass.spectra.verify import CERTAIN
 
 DEFAULT_K = 64
 PROBES = 32
@@ -28,7 +33,7 @@ def leading_spectrum(J: Jacobian, k: int = DEFAULT_K, vectors: int = 0) -> Spect
     k = min(k, size)
     found = svds(J, k)
     values, residuals = on_host(found.S), on_host(found.residuals)
-    evidence = evidence_without_blocks(J)
+    evidence = evidence_without_blocks(J, found)
     kept = slice(0, min(vectors, k))
     return Spectrum(
         name=J.name,
@@ -36,7 +41,7 @@ def leading_spectrum(J: Jacobian, k: int = DEFAULT_K, vectors: int = 0) -> Spect
         values=values,
         blocks=None,
         floor=Floor(
-            (evidence.arithmetic, Part("storage", 0.0, "none: nothing stored"), _svd_part(found)),
+            (evidence.arithmetic, storage(str(values.dtype)), *_parts_of(found)),
             conventional=max(J.shape) * float(np.finfo(values.dtype).eps) * float(values[0]),
         ),
         evidence=evidence,
@@ -53,29 +58,59 @@ def leading_spectrum(J: Jacobian, k: int = DEFAULT_K, vectors: int = 0) -> Spect
     )
 
 
-def _svd_part(found: Leading) -> Part:
-    worst = float(on_host(found.residuals).max())
+def _parts_of(found: Leading) -> tuple[Part, Part]:
+    """Of the products with the basis, and of the subspace where it was cut off."""
+    U, S, Vh = on_host(found.U).astype(np.float64), on_host(found.S), on_host(found.Vh).astype(np.float64)
+    unit = np.eye(len(S))
+    spoiled = (norm2(unit - U.T @ U) + norm2(unit - Vh @ Vh.T)) / 2 * float(S[0])
+    R = np.sqrt(np.sum(np.square(on_host(found.residuals), dtype=np.float64)))
     missed = "" if found.converged else "; not all converged"
-    return Part("SVD", worst, f"measured: the worst residual, a singular value lies that close to each{missed}")
+    return (
+        Part("SVD", spoiled, "measured: what U and V lack in orthonormality, times σ₁", CERTAIN),
+        Part("truncation", float(R), f"measured: the residuals of all triplets, in Frobenius norm{missed}", CERTAIN),
+    )
 
 
-def evidence_without_blocks(J: Jacobian) -> Evidence:
+def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
     """What `evidence.collect` learns, as far as products and the weights tell it."""
-    energy, estimated = _energy(J)
+    energies, estimated = _block_energies(J), J.form is None
+    if energies is not None:
+        energy = float(energies.sum())
+    else:
+        energy = _estimated_energy(J) if estimated else J.energy()
     check_range(energy, np.sqrt(energy))
-    arithmetic = assumed_arithmetic(energy, dtype_name(J.dtype))
+    dtype = dtype_name(J.dtype)
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
-        return Evidence(energy, arithmetic, (size,), 0, None, J.route, estimated)
-    found = units(J.block, J.block.in_precision(OTHER[J.dtype]))
-    bounds = structural_bounds(J.block, found)
-    return Evidence(energy, arithmetic, bounds, found.kinks, found.active, J.route, estimated)
+        return Evidence(energy, assumed(energy, dtype), (size,), 0, None, J.route, estimated)
+    other = J.block.in_precision(OTHER[J.dtype])
+    shadow = Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
+    U, Vh = (torch.as_tensor(on_host(side)) for side in (found.U, found.Vh))
+    units_found = units(J.block, other)
+    return Evidence(
+        energy=energy,
+        arithmetic=along(J, shadow, U, Vh, dtype),
+        bounds=structural_bounds(J.block, units_found),
+        kinks=units_found.kinks,
+        active=units_found.active,
+        route=J.route,
+        estimated=estimated,
+        explanation=Explanation(
+            heads=by_head(J, energy), distances=None if energies is None else by_distance(energies)
+        ),
+    )
 
 
-def _energy(J: Jacobian) -> tuple[float, bool]:
-    """‖J‖_F², and whether it is an estimate: E‖J·z‖² = ‖J‖_F² for Gaussian z (Hutchinson 1990)."""
-    if J.form is not None:
-        return J.energy(), False
+def _block_energies(J: Jacobian) -> NDArray[np.float64] | None:
+    """‖J_ts‖_F² of all blocks, (tokens, tokens), where a closed form has them without J."""
+    if not isinstance(J.form, ClosedAttention):
+        return None
+    with torch.no_grad():
+        return J.form.block_energies().cpu().numpy()
+
+
+def _estimated_energy(J: Jacobian) -> float:
+    """E‖J·z‖² = ‖J‖_F² for Gaussian z (Hutchinson 1990)."""
     generator = torch.Generator().manual_seed(0)
     Z = torch.randn(J.shape[1], PROBES, generator=generator, dtype=J.dtype).to(J.device)
-    return float((J.matmat(Z).double() ** 2).sum()) / PROBES, True
+    return float((J.matmat(Z).double() ** 2).sum()) / PROBES

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
-from tightpass.errors import InputError
+from tightpass.errors import InputError, VerificationError
 from tightpass.rank.evidence import Evidence
-from tightpass.rank.floor import Floor, Part
+from tightpass.rank.floor import Floor, storage, svd_part
 from tightpass.rank.interval import LABELS, Rank, labels, rank_at
 from tightpass.rank.knee import Fall, cliff, knees
 from tightpass.rank.measures import Measures, measures, measures_of_leading
@@ -20,6 +21,14 @@ from tightpass.spectra.exact import Source, cross_check, leading, singular_value
 
 Array = NDArray[np.floating[Any]]
 METHODS = ("auto", "exact", "topk")
+
+
+@dataclass(frozen=True)
+class KnownZeros:
+    """`count` singular values that are zero for structural reasons; `largest` is the largest that came out."""
+
+    count: int
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,55 @@ class Spectrum:
         """The number of true singular values above `tau` (same units as J): interval and flag."""
         if not isinstance(tau, int | float | np.number) or not 0 <= tau < np.inf:
             raise InputError(f"a threshold is a number ≥ 0, got {tau}")
-        return rank_at(self.values, self.floor.total, tau, self.evidence.bounds[0].rank, self.evidence.kinks, self.size)
+        bound, kinks = self.evidence.bounds[0].rank, self.evidence.kinks
+        return rank_at(self.values, self.floor.total, tau, bound, kinks, self.size, self.rest)
+
+    @cached_property
+    def rest(self) -> float:
+        """An upper bound on the sum of the squares of the true singular values that are not known; infinite where ‖J‖_F²
+        is an estimate. ‖J‖_F is taken to be right to 16·eps."""
+        if not self.partial:
+            return 0.0
+        if self.evidence.estimated:
+            return float("inf")
+        slack = 1 + 16 * float(np.finfo(self.values.dtype).eps)
+        known = np.maximum(self.values.astype(np.float64) - self.floor.total, 0)
+        return max(self.evidence.energy * slack**2 - float(known @ known), 0.0)
+
+    def rank_curve(self, taus: ArrayLike | None = None) -> pd.DataFrame:
+        """The rank at many thresholds: columns tau, lo, hi, flag.
+
+        taus   200 from the floor to beyond σ₁, evenly spaced in their logarithms, if left out
+        """
+        if taus is None:
+            top = max(2 * float(self.values[0]), 2 * self.floor.total, 1e-300)
+            taus = np.geomspace(max(self.floor.total, top * 1e-18), top, 200)
+        ranks = [self.rank_at(float(tau)) for tau in np.atleast_1d(np.asarray(taus, dtype=np.float64))]
+        return pd.DataFrame([(r.tau, r.lo, r.hi, r.flag) for r in ranks], columns=["tau", "lo", "hi", "flag"])
+
+    def by_token(self) -> pd.DataFrame:
+        """What each token passes, of a block-diagonal J: sigma_1, rank_low, rank_high (at the default threshold),
+        stable_rank, effective_rank, indexed by token.
+
+        Raises InputError where tokens are mixed, so that a singular value belongs to no token.
+        """
+        if self.blocks is None:
+            raise InputError(f"{self.name} mixes tokens; only the values of an MLP belong to a token each")
+        rows = []
+        for t in range(self.tokens):
+            own = self.values[self.blocks == t]
+            rank, m = rank_at(own, self.floor.total, self.rank.tau, len(own)), measures(own)
+            rows.append((t, float(own[0]), rank.lo, rank.hi, m.stable_rank, m.effective_rank))
+        columns = ["token", "sigma_1", "rank_low", "rank_high", "stable_rank", "effective_rank"]
+        return pd.DataFrame(rows, columns=columns).set_index("token")
+
+    @cached_property
+    def known_zeros(self) -> KnownZeros | None:
+        """Computed values that the structure says are zero; None where it says so of none, or not all are known."""
+        count = self.size - self.evidence.bounds[0].rank
+        if self.partial or count <= 0:
+            return None
+        return KnownZeros(count, float(self.values[-count]))
 
     @cached_property
     def rank(self) -> Rank:
@@ -111,15 +168,11 @@ def verdict(
     dtype = exact.values.dtype
     sigma1 = float(exact.values[0])
     floor = Floor(
-        (
-            evidence.arithmetic,
-            Part("storage", 0.0, f"none: stored in {dtype}"),
-            Part("SVD", error.bound, error.method),
-        ),
+        (evidence.arithmetic, storage(str(dtype)), svd_part(error)),
         conventional=max(source.shape) * float(np.finfo(dtype).eps) * sigma1,
     )
     triplets = leading(source, exact, vectors) if vectors else None
-    return Spectrum(
+    found = Spectrum(
         name=name,
         tokens=tokens,
         values=exact.values,
@@ -132,6 +185,33 @@ def verdict(
         Vh=None if triplets is None else triplets.Vh,
         residuals=None if triplets is None else triplets.residuals,
     )
+    return replace(found, checks=(*checks, *cross_examined(found)))
+
+
+def cross_examined(s: Spectrum) -> tuple[str, ...]:
+    """What else was held against the floor, in words: a second route, and directions and values that must be zero.
+
+    Raises VerificationError where one of these is larger than the floor, which is then too small.
+    """
+    checks, floor, null = [], s.floor.total, s.evidence.explanation.null
+    if s.evidence.agreement is not None:
+        checks.append(f"blocks against automatic differentiation in forward mode: {s.evidence.agreement:.0e}")
+    if null is not None:
+        if null > s.evidence.arithmetic.bound:
+            raise VerificationError(
+                f"{s.name}: J has gain {null:.1e} along directions that the LayerNorm removes, "
+                f"more than the floor's part of the model's arithmetic, {s.evidence.arithmetic.bound:.1e}"
+            )
+        checks.append(f"gain {null:.0e} along directions that the LayerNorm removes, the floor is {floor:.0e}")
+    if s.known_zeros is not None:
+        if s.known_zeros.largest > floor:
+            raise VerificationError(
+                f"{s.name}: a singular value that structure says is zero came out as {s.known_zeros.largest:.1e}, "
+                f"more than the floor, {floor:.1e}"
+            )
+        zeros = s.known_zeros
+        checks.append(f"{zeros.count} values that are zero by structure: the largest is {zeros.largest:.0e}")
+    return tuple(checks)
 
 
 def check_k(method: str, k: int | None, vectors: int) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigvalsh
 
 from tightpass.errors import InputError, VerificationError
-from tightpass.spectra.verify import SvdError, allowed_energy
+from tightpass.spectra.verify import ASSUMED, SvdError, allowed_energy
 
 Values = NDArray[np.floating[Any]]
 STRIP = 512
@@ -37,7 +37,7 @@ class GramValues:
         sigma1, n = float(self.values[0]), len(self.values)
         lost = f"; {self.unknown} values below {VALID:.0e} σ₁ are left to an exact route" if self.unknown else ""
         bound = np.sqrt(float(np.finfo(np.float64).eps) * np.sqrt(n)) + 2 * float(np.finfo(np.float32).eps)
-        return SvdError(float(bound) * sigma1, f"assumed: √(eps·√N)·σ₁ of the float64 Gram matrix{lost}")
+        return SvdError(float(bound) * sigma1, f"assumed: √(eps·√N)·σ₁ of the float64 Gram matrix{lost}", ASSUMED)
 
 
 def gram_values(panels: Iterable[tuple[NDArray[Any], slice]], n: int) -> GramValues:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tightpass.errors import VerificationError
 from tightpass.kernels import ops
 from tightpass.kernels.reference_svd import beside, on_host
-from tightpass.spectra.verify import SvdError, allowed_energy, tolerance
+from tightpass.spectra.verify import ASSUMED, SvdError, allowed_energy, tolerance
 
 Matrix = Any
 Values = NDArray[np.floating[Any]]
@@ -28,6 +28,7 @@ Values = NDArray[np.floating[Any]]
 PROBES = 4
 CHANCE = 0.0908
 """A χ² of four degrees of freedom is below this once in a thousand times."""
+PROBED = "99.9 %"
 MISFIT = 8.0
 """‖E·Z‖_F may be this many eps·√N·‖A·Z‖_F; measured up to 2.3, on a matrix of ones."""
 TURNED = 16.0
@@ -187,9 +188,11 @@ def svd_error(B: Bidiagonal, sigma1: float) -> SvdError:
     assumed = tolerance(sigma1, max(B.shape), B.dtype)
     measured = B.error + 2 * float(np.finfo(B.dtype).eps) * sigma1
     if measured <= assumed:
-        return SvdError(measured, f"measured: {PROBES} Gaussian probes through the reduction, 99.9 %")
+        return SvdError(measured, f"measured: {PROBES} Gaussian probes through the reduction", PROBED)
     return SvdError(
-        assumed, f"assumed: 16·eps·√N·σ₁; probes through the reduction rule out more than {measured:.1e}, 99.9 %"
+        assumed,
+        f"assumed: 16·eps·√N·σ₁; at {PROBED} probes through the reduction rule out more than {measured:.1e}",
+        ASSUMED,
     )
 
 

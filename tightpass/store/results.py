@@ -23,7 +23,7 @@ from tightpass.rank.interval import LABELS
 from tightpass.rank.verdict import Spectrum
 from tightpass.store.shards import sync
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""Why the rank is what it is: which heads, distances and directions the numbers come from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tightpass.jacobian.attention import ClosedAttention
+from tightpass.jacobian.closed import closed_form
+from tightpass.jacobian.operator import Jacobian
+from tightpass.spectra.krylov import svds
+
+ENERGIES_UP_TO = 256
+"""Tokens up to which the heads' own ‖J_h‖_F² are computed: each takes T diagonal blocks."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What each head of an attention adds, J = Σ_h J_h (and the identity, with a residual).
+
+    gain      (H,) u₁ᵀ J_h v₁, in the units of J: they add up to σ₁, less what a residual adds
+    energy    (H,) ‖J_h‖_F² / ‖J‖_F²: more or less than 1 in all, as far as heads cancel or agree; None beyond 256 tokens
+    """
+
+    gain: tuple[float, ...]
+    energy: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """null        how far J is from killing what the norm in front of it removes: the largest ‖J n‖ over these unit
+                directions n, zero but for rounding, so that ‖E‖₂ is at least this; None where there are none
+    heads       of an attention in closed form
+    distances   ((t − s, share of ‖J‖_F²), ...) of blocks that mix tokens
+    """
+
+    null: float | None = None
+    heads: Heads | None = None
+    distances: tuple[tuple[int, float], ...] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Explanation:
+        heads, distances = values["heads"], values["distances"]
+        if heads is not None:
+            energy = heads["energy"]
+            heads = Heads(tuple(heads["gain"]), None if energy is None else tuple(energy))
+        return cls(
+            values["null"], heads, None if distances is None else tuple((int(d), share) for d, share in distances)
+        )
+
+
+def by_distance(energies: NDArray[np.float64]) -> tuple[tuple[int, float], ...] | None:
+    """Shares of ‖J‖_F² by t − s, from the squared norms of the blocks (tokens_out, tokens_in); None for a zero J."""
+    total = float(energies.sum())
+    if total == 0 or energies.shape[0] != energies.shape[1]:
+        return None
+    T = len(energies)
+    sums = [(k, float(np.trace(energies, offset=-k))) for k in range(-(T - 1), T)]
+    return tuple((k, value / total) for k, value in sums if value > 0)
+
+
+def by_head(J: Jacobian, energy: float) -> Heads | None:
+    """Contributions of the heads of an attention J with this ‖J‖_F²; None for all else."""
+    block, form = J.block, J.form
+    if block is None or block.kind != "attn" or not isinstance(form, ClosedAttention) or energy == 0:
+        return None
+    top = svds(J, 1)
+    u, v = top.U.reshape(-1), top.Vh.reshape(1, J.tokens_in, J.d_in)
+    gains, energies = [], []
+    for h in range(form.count):
+        options = replace(block.options, kind="head", head=h, residual=False)
+        head = closed_form(replace(block, options=options))
+        if head is None:
+            return None
+        gains.append(float(u @ head.push(v).reshape(-1)))
+        if J.tokens_in <= ENERGIES_UP_TO:
+            energies.append(head.energy() / energy)
+    return Heads(tuple(gains), tuple(energies) or None)
