@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-
 from svd_matrices import reference
 
 import tightpass as tp

@@ -32,6 +32,7 @@ def files(directory):
 
 def test_a_run_directory_holds_what_the_design_says(finished):
     assert sorted(files(finished.directory)) == [
+        "curves.png",
         "journal.jsonl",
         "ranks.png",
         "results.h5",

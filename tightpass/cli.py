@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tightpass.config import Config
-from tightpass.errors import InterruptedRunError, TightpassError
+from tightpass.errors import InputError, InterruptedRunError, TightpassError
 from tightpass.memory import format_bytes
 
 app = typer.Typer(
@@ -122,8 +122,7 @@ def quiet_libraries() -> None:
 def run_command(config: Config, as_json: bool) -> None:
     """Compute every block's Jacobian, spectrum and rank; continue an unfinished run."""
     quiet_libraries()
-    from tightpass.report import table
-    from tightpass.run import answer
+    from tightpass.run import Run, answer
 
     start = time.perf_counter()
     interrupted = remembered_interrupts()
@@ -139,21 +138,13 @@ def run_command(config: Config, as_json: bool) -> None:
         finished = answer(config, show)
     seconds = time.perf_counter() - start
     if as_json:
-        _print_json(
-            {
-                "directory": str(finished.directory),
-                "question": finished.config.question(),
-                "provenance": finished.provenance,
-                "seconds": seconds,
-                "jobs": table.as_json(finished.spectra),
-            }
-        )
+        asked = {"directory": str(finished.directory), "question": finished.config.question(), "seconds": seconds}
+        _print_json(asked | _document(finished))
         return
     _show(finished)
-    print(
-        f"{seconds:.1f} s · {finished.directory}: ranks.png, spectra.png, results.h5"
-        + (", shards/" if finished.config.keeps_jacobian else "")
-    )
+    shards = ", shards/" if finished.config.keeps_jacobian else ""
+    where = "" if isinstance(finished, Run) else "prompts/*/"
+    print(f"{seconds:.1f} s · {finished.directory}: {where}{{ranks,spectra,curves}}.png, results.h5{shards}")
 
 
 def remembered_interrupts() -> list[int]:
@@ -170,21 +161,48 @@ def remembered_interrupts() -> list[int]:
     return seen
 
 
+def _document(opened: Any) -> dict[str, Any]:
+    """A run, or the runs of several prompts, as JSON values."""
+    from tightpass.report import table
+    from tightpass.run import Run
+
+    if isinstance(opened, Run):
+        return {"provenance": opened.provenance, "jobs": table.as_json(opened.spectra)}
+    summary = opened.table().reset_index()
+    return {
+        "spread": json.loads(summary.to_json(orient="records")),
+        "prompts": [{"name": run.directory.name, "text": run.config.text, **_document(run)} for run in opened.runs],
+    }
+
+
+def _console() -> Console:
+    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
+
+
 def _show(opened: Any) -> None:
     from tightpass.report import table
+    from tightpass.run import Run
 
-    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 140)
-    console.print(table.rich_table(opened.spectra, opened.title))
-    if opened.unfinished:
+    console = _console()
+    if isinstance(opened, Run):
+        console.print(table.rich_table(opened.spectra, opened.title))
+        if opened.unfinished:
+            console.print(
+                f"{len(opened.unfinished)} of {len(opened.provenance['jobs'])} jobs are not done; the same run again does them."
+            )
+    else:
+        console.print(table.rich_spread(opened.table(), opened.title))
+        if opened.unfinished:
+            console.print(
+                f"{opened.unfinished} of {len(opened.texts)} prompts are not done; the same run again does them."
+            )
+    provenance = (opened if isinstance(opened, Run) else opened.runs[0]).provenance
+    if provenance["weights"].startswith("random"):
         console.print(
-            f"{len(opened.unfinished)} of {len(opened.provenance['jobs'])} jobs are not done; the same run again does them."
+            f"Weights are {provenance['weights']}: good for timing, their ranks say nothing about a trained model."
         )
-    if opened.provenance["weights"].startswith("random"):
-        console.print(
-            f"Weights are {opened.provenance['weights']}: good for timing, their ranks say nothing about a trained model."
-        )
-    if opened.provenance["tokens"].startswith("random"):
-        console.print(f"Tokens are {opened.provenance['tokens']}.")
+    if provenance["tokens"].startswith("random"):
+        console.print(f"Tokens are {provenance['tokens']}.")
 
 
 def _print_json(document: Any) -> None:
@@ -209,7 +227,7 @@ def plan_command(config: Config, as_json: bool) -> None:
         )
         for name, value in {
             "model": f"{planned.model}, {planned.weights} weights",
-            "jobs": jobs,
+            "jobs": jobs + (f", for each of {planned.texts} prompts" if planned.texts > 1 else ""),
             "Jacobian": f"{planned.shape[0]} × {planned.shape[1]}, {planned.structure}",
             "route": planned.route,
             "work": f"{planned.flops / 1e9:,.0f} GFLOP",
@@ -224,22 +242,73 @@ def plan_command(config: Config, as_json: bool) -> None:
 def show_command(
     directory: Directory,
     csv: Annotated[bool, typer.Option("--csv", help="All columns as CSV.")] = False,
+    values: Annotated[bool, typer.Option("--values", help="Every singular value with its label, as CSV.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="What each number is made of.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Print the table of a run."""
 
     def act() -> None:
-        from tightpass.report import table
-        from tightpass.run import open
+        from tightpass.report import explain as explanation
+        from tightpass.run import Run, open
 
+        if csv + values + explain + as_json > 1:
+            raise InputError("give one of --csv, --values, --explain and --json")
         opened = open(directory)
+        runs = [opened] if isinstance(opened, Run) else list(opened.runs)
         if csv:
             print(opened.table().to_csv(), end="")
         elif as_json:
-            _print_json({"provenance": opened.provenance, "jobs": table.as_json(opened.spectra)})
+            _print_json(_document(opened))
+        elif values:
+            parts = [
+                run.values() if isinstance(opened, Run) else run.values().assign(prompt=run.directory.name)
+                for run in runs
+            ]
+            for number, part in enumerate(parts):
+                print(part.to_csv(index=False, header=number == 0), end="")
+        elif explain:
+            for run in runs:
+                print(run.title if isinstance(opened, Run) else f"prompt {run.directory.name}: {run.title}")
+                for s in run.spectra:
+                    print("\n".join(explanation.lines(s)))
         else:
             _show(opened)
+
+    guarded(act, debug)
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[str, typer.Argument(metavar="DIR", help="A run directory.")],
+    second: Annotated[str, typer.Argument(metavar="DIR", help="Another.")],
+    force: Annotated[bool, typer.Option("--force", help="Compare runs of different questions as well.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether two runs' spectra and ranks differ beyond their floors, which, and by how much."""
+
+    def act() -> None:
+        from tightpass.compare import compare
+
+        found = compare(first, second, force)
+        if as_json:
+            _print_json(found.as_dict())
+            return
+        for item in found.unlike:
+            print(f"not the same question: {item}")
+        for d in found.differences:
+            print(d)
+        for letter, names in zip("AB", found.only, strict=True):
+            if names:
+                print(f"only in {letter}: {', '.join(names)}")
+        moved = found.measures()
+        moved = moved[moved["change"].abs() > 0]
+        if len(moved):
+            print("\nmeasures that are not the same in A and B:")
+            print(moved.to_string(float_format=lambda value: f"{value:.6g}"))
+        print(f"\n{len(found.different)} of {len(found.differences)} blocks differ beyond their floors")
 
     guarded(act, debug)
 

@@ -28,6 +28,9 @@ class Config(BaseModel):
     head: int | None = Field(None, description="one head (block head only); all heads if left out")
     text: str | None = Field(None, description="the text; a bundled one if left out")
     text_file: str | None = Field(None, description="a file with the text, - for standard input")
+    prompts: str | list[str] | None = Field(
+        None, description="a file of prompts, one a line: a run for each, and how the measures spread over them"
+    )
     norm: bool = Field(True, description="include the pre-norm that the block reads through")
     residual: bool = Field(False, description="add the identity on x to mlp, attn or head")
     special: bool = Field(True, description="let the tokenizer add its special tokens")

@@ -19,6 +19,7 @@ from tightpass.models.blocks import KINDS, Options
 from tightpass.models.families import family_of
 from tightpass.models.loading import DTYPES, WEIGHTS, check_dtype, choose_device, locate, parameter_count, read_config
 from tightpass.models.tokens import check_count
+from tightpass.prompts import texts_of
 from tightpass.rank.leading import DEFAULT_K
 from tightpass.rank.verdict import check_k, check_method
 from tightpass.spectra.choose import choose, dense_bytes
@@ -34,11 +35,13 @@ ARENA_FACTOR = 6
 
 @dataclass(frozen=True)
 class Plan:
-    """Names of the jobs, and for the whole run: FLOPs, bytes on disk, peak bytes of memory."""
+    """Names of the jobs, how many texts each is done for, and for the whole run: FLOPs, bytes on disk, peak bytes of
+    memory."""
 
     model: str
     weights: str
     jobs: tuple[str, ...]
+    texts: int
     shape: tuple[int, int]
     structure: str
     route: str
@@ -77,6 +80,11 @@ def plan(config: Config) -> Plan:
     check_settings(config)
     source = locate(config.model)
     return plan_for(config, read_config(source), source.name)
+
+
+def prompt_count(config: Config) -> int:
+    """How many texts the question is asked of."""
+    return 1 if config.prompts is None else len(texts_of(config))
 
 
 def plan_for(config: Config, architecture: Any, name: str) -> Plan:
@@ -125,8 +133,9 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
         shape=(N, N),
         structure=structure.name,
         route=route,
-        flops=len(listed) * decomposing,
-        disk=stored + len(listed) * N * 2 * config.vectors * size,
+        texts=prompt_count(config),
+        flops=prompt_count(config) * len(listed) * decomposing,
+        disk=prompt_count(config) * (stored + len(listed) * N * 2 * config.vectors * size),
         memory=PROCESS_BYTES
         + weights
         + depth * (4 * d * d + 2 * d * d_ff) * 12  # the block's layers once more in each precision
@@ -167,6 +176,8 @@ def check_settings(config: Config) -> None:
         raise InputError(f"threads must be at least 1, got {config.threads}")
     if config.text is not None and config.text_file is not None:
         raise InputError("give --text or --text-file, not both")
+    if config.prompts is not None and (config.text is not None or config.text_file is not None):
+        raise InputError("give --prompts or a text, not both")
 
 
 def check_fits(planned: Plan, config: Config, directory: Path) -> None:

@@ -32,6 +32,7 @@ from tightpass.models.capture import Captured, capture
 from tightpass.models.loading import Model, load_model, locate
 from tightpass.models.tokens import Tokens, tokenize
 from tightpass.plan import check_fits, check_settings, jobs, plan, plan_for
+from tightpass.prompts import Prompts, check_prompts, directory_of, texts_of
 from tightpass.rank.evidence import Evidence, collect
 from tightpass.rank.leading import DEFAULT_K, leading_spectrum
 from tightpass.rank.verdict import Spectrum, verdict
@@ -86,11 +87,16 @@ class Run:
         """One row a job: rank interval and flag, bound, floor, cliff, knee, soft measures."""
         return table.frame(self.spectra)
 
-    def plot(self) -> tuple[Path, Path]:
-        """Writes ranks.png and spectra.png into the directory; returns their paths."""
+    def values(self) -> pd.DataFrame:
+        """One row a singular value: job, index (from 1), value, label, and of MLPs the token that it belongs to."""
+        return table.values(self.spectra)
+
+    def plot(self) -> tuple[Path, Path, Path]:
+        """Writes ranks.png, spectra.png and curves.png into the directory; returns their paths."""
         return (
             plots.ranks(self.spectra, self.title, self.directory / "ranks.png"),
             plots.spectra(self.spectra, self.title, self.directory / "spectra.png"),
+            plots.curves(self.spectra, self.title, self.directory / "curves.png"),
         )
 
     def shard(self, name: str) -> Shard:
@@ -112,8 +118,8 @@ class Run:
         return f"{name}{random} · {self.config.block}{extras} · {len(self.token_ids)} {'token' if len(self.token_ids) == 1 else 'tokens'} · {self.config.dtype}"
 
 
-def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -> Run:
-    """Computes every block of a question, or what is left of it, and returns the run.
+def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -> Run | Prompts:
+    """Computes every block of a question, or what is left of it, and returns the run; of `prompts`, all runs.
 
     model      as for the command; a loaded Hugging Face model is taken as well
     options    the fields of `Config`
@@ -128,11 +134,13 @@ def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -
     return answer(Config.of(model=model, **options), progress)
 
 
-def answer(config: Config, progress: Progress | None = None, given: torch.nn.Module | None = None) -> Run:
+def answer(config: Config, progress: Progress | None = None, given: torch.nn.Module | None = None) -> Run | Prompts:
     """`run` for a config; `given` replaces the loading of a model."""
     check_settings(config)
     directory = config.directory()
-    resolved = {"text": read_text(config), "text_file": None}
+    resolved: dict[str, Any] = {"text": read_text(config), "text_file": None}
+    if config.prompts is not None:
+        resolved["prompts"] = texts_of(config)
     if given is None:
         resolved["model"] = locate(config.model).name
     config = config.model_copy(update=resolved)
@@ -142,19 +150,44 @@ def answer(config: Config, progress: Progress | None = None, given: torch.nn.Mod
     with threads(config.threads):
         limit = memory_limit(config.memory)
         model = load_model(given or config.model, config.dtype, config.device, config.weights, config.seed, limit)
-        listed = jobs(config, len(model.layers), int(model.config.num_attention_heads))
-        tokens = tokenize(model, config.tokens, config.text, config.special, config.seed)
-        captured = capture(model, tokens.ids)
-        build(captured, listed[0])  # the load-time checks, before anything is written
+        if config.prompts is None:
+            _compute(model, config, directory, limit, progress)
+            return open(directory)
+        texts = list(config.prompts)
+        check_prompts(model, texts, config)
         directory.mkdir(parents=True, exist_ok=True)
-        with exclusive(directory):
-            refuse_other_question(directory, config)  # another run may have come first
-            write_question(directory / "run.yaml", config)
-            remove_abandoned_parts(directory)
-            _Job(config, directory, captured, tokens, limit).all(listed, progress)
-    finished = open(directory)
-    finished.plot()
-    return finished
+        write_question(directory / "run.yaml", config)
+        for number, text in enumerate(texts, start=1):
+            own = config.model_copy(update={"text": text, "prompts": None})
+            _compute(model, own, directory_of(directory, number), limit, _counted(progress, number, len(texts)))
+    return open(directory)
+
+
+def _counted(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Progress over the jobs of all prompts."""
+    if progress is None:
+        return None
+
+    def show(name: str, done: int, total: int) -> None:
+        progress(f"prompt {number}/{count} {name}", (number - 1) * total + done, count * total)
+
+    return show
+
+
+def _compute(model: Model, config: Config, directory: Path, limit: int, progress: Progress | None) -> None:
+    """All jobs of one text, and the figures."""
+    refuse_other_question(directory, config)
+    listed = jobs(config, len(model.layers), int(model.config.num_attention_heads))
+    tokens = tokenize(model, config.tokens, config.text, config.special, config.seed)
+    captured = capture(model, tokens.ids)
+    build(captured, listed[0])  # the load-time checks, before anything is written
+    directory.mkdir(parents=True, exist_ok=True)
+    with exclusive(directory):
+        refuse_other_question(directory, config)  # another run may have come first
+        write_question(directory / "run.yaml", config)
+        remove_abandoned_parts(directory)
+        _Job(config, directory, captured, tokens, limit).all(listed, progress)
+    open_single(directory).plot()
 
 
 def write_question(path: Path, config: Config) -> None:
@@ -369,20 +402,42 @@ def provenance_of(model: Model, tokens: Tokens, weights_hash: str) -> dict[str, 
     }
 
 
-def open(directory: str | Path) -> Run:
-    """Opens a run directory. Raises InputError if it is none, or has no finished job yet."""
+def open(directory: str | Path) -> Run | Prompts:
+    """Opens the directory of a run, or of the runs of several prompts.
+
+    Raises InputError if it is none, or has no finished job yet.
+    """
     path = Path(directory).expanduser()
+    config = _config_of(path)
+    if config.prompts is None:
+        return open_single(path)
+    texts = texts_of(config)
+    places = [directory_of(path, number) for number in range(1, len(texts) + 1)]
+    done = tuple(open_single(place) for place in places if (place / "results.h5").is_file())
+    if not done:
+        raise _nothing_finished(path)
+    return Prompts(path, config, tuple(texts), done)
+
+
+def open_single(path: Path) -> Run:
+    """Opens the directory of a run. Raises as `open` does."""
+    config = _config_of(path)
+    if not (path / "results.h5").is_file():
+        raise _nothing_finished(path)
+    records, provenance, token_ids = results.load(path / "results.h5")
+    return Run(path, config, tuple(records), provenance, tuple(token_ids))
+
+
+def _config_of(path: Path) -> Config:
     if not (path / "run.yaml").is_file():
         raise InputError(
             f"{path} is not a run directory (no run.yaml); give the directory that `tightpass run` printed"
         )
-    if not (path / "results.h5").is_file():
-        raise InputError(
-            f"{path} has no finished job yet; run `tightpass run --config {path / 'run.yaml'} --out {path}`"
-        )
-    records, provenance, token_ids = results.load(path / "results.h5")
-    config = Config.read(str(path / "run.yaml"), out=str(path))
-    return Run(path, config, tuple(records), provenance, tuple(token_ids))
+    return Config.read(str(path / "run.yaml"), out=str(path))
+
+
+def _nothing_finished(path: Path) -> InputError:
+    return InputError(f"{path} has no finished job yet; run `tightpass run --config {path / 'run.yaml'} --out {path}`")
 
 
 def verify(directory: str | Path) -> list[str]:
@@ -394,6 +449,16 @@ def verify(directory: str | Path) -> list[str]:
     at the first contradiction.
     """
     opened = open(directory)
+    if isinstance(opened, Run):
+        return _verify_single(opened)
+    if opened.unfinished:
+        raise VerificationError(
+            f"{opened.unfinished} of {len(opened.texts)} prompts are not done; the same run again does the rest"
+        )
+    return [f"{run.directory.name} {line}" for run in opened.runs for line in _verify_single(run)]
+
+
+def _verify_single(opened: Run) -> list[str]:
     if opened.unfinished:
         raise VerificationError(
             f"{len(opened.records)} of {len(opened.provenance['jobs'])} jobs are done; the same run again does the rest"

@@ -39,7 +39,7 @@ class Linearisation:
     @cached_property
     def _pullback(self) -> tuple[torch.Tensor, Function]:
         y, pull, *_ = vjp(self.fn, self.x)
-        return y, lambda cotangent: pull(cotangent)[0]
+        return y.detach(), lambda cotangent: pull(cotangent)[0]
 
     @property
     def y(self) -> torch.Tensor:
@@ -60,6 +60,7 @@ class Linearisation:
         return self._chunked(self._pullback[1], cotangents)
 
     def _chunked(self, one: Function, batch: torch.Tensor) -> torch.Tensor:
+        """Detached: a module's parameters may ask for gradients."""
         if batch.shape[0] <= self.columns:
-            return vmap(one)(batch)
-        return torch.cat([vmap(one)(part) for part in batch.split(self.columns)])
+            return vmap(one)(batch).detach()
+        return torch.cat([vmap(one)(part).detach() for part in batch.split(self.columns)])

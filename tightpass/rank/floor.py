@@ -15,7 +15,7 @@ CONFIDENCE = {
     CERTAIN: "a theorem, applied to all that there is",
     PROBED: "holds for all but one in a thousand draws of the random probes, whatever the error is",
     CALIBRATED: "measured in another precision and scaled; the factor 4 was checked against extended precision",
-    SAMPLED: "the worst of a random sample, times 2; the method says how many were drawn",
+    SAMPLED: "the worst of a random sample, with a margin; the method says how many were drawn",
     ASSUMED: "not measured: a conservative model",
 }
 """What the confidence of a part can be, from the surest down."""

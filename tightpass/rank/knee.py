@@ -58,20 +58,25 @@ def knees(values: Values, floor: float, most: int = 3) -> tuple[Fall, ...]:
     1953), the mean of w falls over the mean of m neighbours would follow Fisher's F(2w, 2m); a
     median is worth 0.48 of its samples. A knee is a fall by a fifth or more of which at most 0.01 would be expected
     among all that were looked at. Its edges are then drawn in to the falls of more than 3ḡ; of overlapping knees the less likely
-    one is kept.
+    one is kept, and those that touch are joined.
     """
     above = int(np.sum(values > floor))
     logs = np.log(values[:above].astype(np.float64))
     falls = logs[:-1] - logs[1:]
     candidates = [found for w in WIDTHS if 4 * w <= len(falls) for found in _of_width(falls, w)]
     taken = np.zeros(len(falls), dtype=bool)
-    kept: list[Fall] = []
+    kept: list[tuple[int, int, float]] = []
     for chance, start, width in sorted(candidates):
         if not taken[start : start + width].any():
             taken[start : start + width] = True
-            ratio = float(np.exp(falls[start : start + width].sum()))
-            kept.append(Fall(start + 1, ratio, chance, width))
-    return tuple(sorted(kept, key=lambda fall: -fall.ratio)[:most])
+            kept.append((start, width, chance))
+    found: list[Fall] = []
+    for start, width, chance in sorted(kept):
+        if found and found[-1].index + found[-1].width == start + 1:  # two that touch are one
+            before = found.pop()
+            start, width, chance = before.index - 1, before.width + width, min(before.chance or 0.0, chance)
+        found.append(Fall(start + 1, float(np.exp(falls[start : start + width].sum())), chance, width))
+    return tuple(sorted(found, key=lambda fall: -fall.ratio)[:most])
 
 
 def _of_width(falls: Values, w: int) -> list[tuple[float, int, int]]:

@@ -1,4 +1,4 @@
-"""The two figures of a run: rank per block, and the spectra with their floors."""
+"""The figures of a run: rank per block, the spectra with their floors, and the rank at every threshold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ from tightpass.rank.verdict import Spectrum
 # which matplotlib carries, and the user can do nothing with the list.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
-SIGNAL, NOISE, ZERO, BOUND, KNEE = "#1f5a8c", "#b8b8b8", "#5c5c5c", "#c8553d", "#2a9d5c"
+SIGNAL, DOUBTFUL, NOISE, ZERO, BOUND, KNEE = "#1f5a8c", "#e0a030", "#b8b8b8", "#5c5c5c", "#c8553d", "#2a9d5c"
 FLAG_COLOURS = {"certified": SIGNAL, "interval": "#e0a030", "ambiguous": "#c8553d", "not converged": "#8a5a9e"}
 PANELS_AT_MOST = 24
 
@@ -92,6 +93,30 @@ def spectra(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
     return path
 
 
+def curves(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
+    """The rank at every threshold, one line a block with the band that the floor leaves open."""
+    shown = list(spectra)[:PANELS_AT_MOST]
+    figure = _figure(7.5, 4.4)
+    axes = figure.add_subplot()
+    colours = colormaps["viridis"](np.linspace(0, 0.92, len(shown)))
+    for s, colour in zip(shown, colours, strict=True):
+        curve = s.rank_curve()
+        axes.fill_between(curve["tau"], curve["lo"], curve["hi"], color=colour, alpha=0.35, lw=0, step="mid")
+        axes.plot(
+            curve["tau"], (curve["lo"] + curve["hi"]) / 2, color=colour, lw=1.3, drawstyle="steps-mid", label=s.name
+        )
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("threshold τ (the curve starts at the block's floor)")
+    axes.set_ylabel("singular values above τ; shaded: the interval")
+    left_out = f" · first {len(shown)} of {len(spectra)}" if len(shown) < len(spectra) else ""
+    axes.set_title(title + left_out, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=-(-len(shown) // 16))
+    figure.savefig(path)
+    return path
+
+
 def _lowest_drawn(s: Spectrum) -> float:
     """A little under the bulk of the noise; stragglers below are drawn at the edge."""
     noise = s.values[(s.codes == 0) & (s.values > 0)]
@@ -104,9 +129,14 @@ def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
     drawn = np.maximum(s.values, smallest)
     zero = s.values == 0
     noise = (s.codes == 0) & ~zero
-    axes.plot(index[s.codes != 0], drawn[s.codes != 0], color=SIGNAL, lw=2.2, label="singular values")
+    axes.plot(index[s.codes == 2], drawn[s.codes == 2], color=SIGNAL, lw=2.2, label="signal (above 3 floors)")
+    doubtful = s.codes == 1
+    if doubtful.any():
+        axes.plot(
+            index[doubtful], drawn[doubtful], ".-", color=DOUBTFUL, lw=2.2, ms=5, label="doubtful (1 to 3 floors)"
+        )
     if noise.any():
-        axes.plot(index[noise], drawn[noise], color=NOISE, lw=2.2, label="noise (not distinguishable from 0)")
+        axes.plot(index[noise], drawn[noise], color=NOISE, lw=2.2, label="noise (below the floor)")
     if zero.any():
         edge = np.full(int(zero.sum()), 3 * smallest)
         axes.plot(index[zero], edge, color=ZERO, lw=3.5, label="exactly 0 (drawn at the lower edge)")

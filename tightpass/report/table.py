@@ -32,13 +32,18 @@ def _row(s: Spectrum) -> dict[str, Any]:
         "bound_reason": bound.reason,
         "sigma_1": float(s.values[0]),
         "floor": s.floor.total,
+        "floor_confidence": s.floor.confidence,
         "conventional": s.floor.conventional,
+        "signal": int((s.codes == 2).sum()),
+        "doubtful": int((s.codes == 1).sum()),
+        "noise": int((s.codes == 0).sum()),
         "kinks": s.evidence.kinks,
         "nearest_certain_tau": s.rank.nearest,
         "cliff_index": None if s.cliff is None else s.cliff.index,
         "cliff_ratio": None if s.cliff is None else s.cliff.ratio,
         "knee_index": None if knee is None else knee.index,
         "knee_ratio": None if knee is None else knee.ratio,
+        "knee_chance": None if knee is None else knee.chance,
         "stable_rank": m.stable_rank,
         "effective_rank": m.effective_rank,
         "participation": m.participation,
@@ -46,6 +51,42 @@ def _row(s: Spectrum) -> dict[str, Any]:
         "k99": m.energy_ranks[1],
         "k99.9": m.energy_ranks[2],
     }
+
+
+def values(spectra: Sequence[Spectrum]) -> pd.DataFrame:
+    """One row a singular value: job, index (from 1), value, label, and token where it belongs to one."""
+    parts = []
+    for s in spectra:
+        columns = {"job": s.name, "index": range(1, len(s.values) + 1), "value": s.values, "label": s.labels}
+        parts.append(pd.DataFrame(columns | ({} if s.blocks is None else {"token": s.blocks})))
+    return pd.concat(parts, ignore_index=True)
+
+
+def rich_spread(summary: pd.DataFrame, title: str) -> Table:
+    """Mean ± sd (low to high) over prompts, one row a job, for a terminal."""
+    shown = {"rank_high": "rank", "stable_rank": "stable", "effective_rank": "effective", "k90": "90 %", "k99": "99 %",
+             "knee_index": "knee @", "sigma_1": "σ₁"}  # fmt: skip
+    table = Table(title=title, title_justify="left", caption=SPREAD_CAPTION, caption_justify="left")
+    table.add_column("block", no_wrap=True)
+    for name in shown.values():
+        table.add_column(name, justify="right")
+    for job in summary.index.get_level_values("job").unique():
+        cells = []
+        for measure in shown:
+            row = summary.loc[(job, measure)]
+            known = not math.isnan(row["mean"])
+            cells.append(
+                f"{row['mean']:.4g} ± {row['sd']:.2g}\n{row['low']:.4g} to {row['high']:.4g}" if known else "–"
+            )
+        table.add_row(str(job), *cells)
+    return table
+
+
+SPREAD_CAPTION = (
+    "mean ± standard deviation over prompts, and below lowest to highest · rank: upper end of the interval · "
+    "stable: ‖J‖_F²/σ₁²\neffective: exp of the entropy of σ/Σσ · 90 %, 99 %: directions that carry that share of ‖J‖_F² · "
+    "all measures, and every prompt's: --csv"
+)
 
 
 def rich_table(spectra: Sequence[Spectrum], title: str) -> Table:
@@ -94,4 +135,7 @@ def as_json(spectra: Sequence[Spectrum]) -> list[dict[str, Any]]:
         row["knees"] = [vars(knee) for knee in s.knees]
         row["method"] = s.method
         row["checks"] = list(s.checks)
+        row["active"] = s.evidence.active
+        row["agreement"] = s.evidence.agreement
+        row["explanation"] = s.evidence.explanation.as_dict()
     return rows

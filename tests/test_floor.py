@@ -1,0 +1,56 @@
+"""The measured floor against the true error, by Jacobians to 40 digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import truth
+from small_models import HF_MODELS
+
+QUICK = [(name, kind, dtype) for name in HF_MODELS for kind in ("mlp", "attn") for dtype in ("float64", "float32")]
+ALL = [
+    (name, kind, dtype)
+    for name in HF_MODELS
+    for kind in ("mlp", "attn", "head", "layer")
+    for dtype in ("float64", "float32")
+]
+TOKENS = 3
+
+
+def of(case, route, tokens=TOKENS):
+    return truth.held(*case, route, tokens)
+
+
+@pytest.mark.parametrize("route", truth.ROUTES)
+@pytest.mark.parametrize("case", QUICK, ids="-".join)
+def test_the_floor_is_never_below_the_true_error(case, route):
+    assert of(case, route).is_never_below()
+
+
+@pytest.mark.parametrize("route", ["exact", "sampled"])
+@pytest.mark.parametrize("case", QUICK, ids="-".join)
+def test_the_floor_is_at_most_ten_times_the_true_error(case, route):
+    """Not of topk, whose values are only as good as was asked for."""
+    assert of(case, route).is_tight()
+
+
+def test_the_floor_is_at_most_four_times_the_true_error_in_the_median():
+    assert np.median([of(case, "exact").ratio for case in QUICK]) <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", truth.ROUTES)
+@pytest.mark.parametrize("case", ALL, ids="-".join)
+def test_the_floor_over_all_kinds_and_more_tokens(case, route):
+    found = of(case, route, tokens=5)
+    assert found.is_never_below()
+    assert found.is_tight() or route == "topk"
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.3])
+def test_a_floor_that_is_too_small_is_noticed(factor):
+    assert not all(of(case, "exact").is_never_below(factor) for case in QUICK)
+
+
+def test_a_floor_that_is_too_large_is_noticed():
+    assert not all(of(case, "exact").is_tight(5.0) for case in QUICK)

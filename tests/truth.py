@@ -1,0 +1,102 @@
+"""Floors of small blocks beside their true errors, by the Jacobian to 40 digits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import extended
+import mpmath
+import numpy as np
+import torch
+from small_models import HF_MODELS
+
+import tightpass as tp
+from tightpass.jacobian.operator import Jacobian
+from tightpass.models.blocks import Block
+from tightpass.rank.arithmetic import sampled
+from tightpass.rank.floor import Floor
+from tightpass.rank.verdict import Spectrum
+from tightpass.spectra.refine import reference_values
+
+IDS = [5, 17, 2, 88, 41]
+TOPK = 12
+
+
+@dataclass(frozen=True)
+class Truth:
+    """error   ‖J − true J‖₂ of the Jacobian as it was computed
+    values  singular values of the true J
+    """
+
+    block: Block
+    error: float
+    values: np.ndarray
+
+    @property
+    def rounding(self) -> float:
+        """eps·σ₁."""
+        return float(torch.finfo(self.block.x.dtype).eps) * float(self.values[0])
+
+
+@cache
+def truth(name: str, kind: str, dtype: str, tokens: int) -> Truth:
+    head = 1 if kind == "head" else None
+    block = tp.block(tp.load_model(HF_MODELS[name], dtype=dtype), kind, layer=1, head=head, token_ids=IDS[:tokens])
+    true = extended.jacobian(block)
+    E = extended.error(tp.jacobian(block).dense().numpy(), true)
+    with mpmath.workdps(extended.DIGITS):
+        rounded = true.astype(np.float64)  # half a rounding of each entry from the truth
+    return Truth(block, float(np.linalg.norm(E, 2)), reference_values(rounded).values)
+
+
+ROUTES = ("exact", "sampled", "topk")
+
+
+def spectrum(block: Block, route: str) -> Spectrum:
+    """By a route of the floor; "sampled" compares 2 block rows and columns, as is done for a large J."""
+    J = tp.jacobian(block)
+    if route == "topk":
+        return tp.spectrum(J, method="topk", k=TOPK)
+    found = tp.spectrum(J)
+    if route == "exact":
+        return found
+    other = block.in_precision(torch.float32 if block.x.dtype == torch.float64 else torch.float64)
+    shadow = Jacobian(other.function(), other.x, other.structure, block=other)
+    part = sampled(J, shadow, str(block.x.dtype).removeprefix("torch."), drawn=2)
+    return replace(found, floor=Floor((part, *found.floor.parts[1:]), found.floor.conventional))
+
+
+@dataclass(frozen=True)
+class Held:
+    """A floor beside what it must cover, all in the units of J."""
+
+    model: str
+    kind: str
+    dtype: str
+    route: str
+    floor: float
+    error: float
+    moved: float
+    rounding: float
+
+    @property
+    def ratio(self) -> float:
+        """Floor over ‖E‖₂ + eps·σ₁."""
+        return self.floor / (self.error + self.rounding)
+
+    def is_never_below(self, factor: float = 1.0) -> bool:
+        """Whether the floor, times a factor, covers ‖E‖₂ and every |σ̂ − σ|; of topk, whose floor is about k values, those."""
+        floor = factor * self.floor
+        return floor >= self.moved and (self.route == "topk" or floor >= self.error)
+
+    def is_tight(self, factor: float = 1.0) -> bool:
+        """Whether it is at most 10 times ‖E‖₂ + eps·σ₁."""
+        return factor * self.floor <= 10 * (self.error + self.rounding)
+
+
+def held(name: str, kind: str, dtype: str, route: str, tokens: int) -> Held:
+    known = truth(name, kind, dtype, tokens)
+    s = spectrum(known.block, route)
+    moved = float(np.abs(s.values - known.values[: len(s.values)]).max())
+    return Held(name, kind, dtype, route, s.floor.total, known.error, moved, known.rounding)
