@@ -46,17 +46,18 @@ def test_a_layer_norm_loses_the_mean_and_all_but_epsilon_of_its_own_direction():
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("active", [0, 1, 5, 19, 20, 21, 50])
 def test_a_relu_mlp_passes_as_many_directions_as_units_are_active(small_opt, active, dtype):
+    """A LayerNorm leaves 20 of 21 directions, one of them, x̂, at ε of its size: for float32 that is noise."""
     hf = copy.deepcopy(small_opt)
     layer = hf.decoder.layers[1]
     with torch.no_grad():
         layer.fc1.bias[:] = -30.0
         layer.fc1.bias[:active] = 30.0
     S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(hf, dtype=dtype), "mlp", layer=1, token_ids=IDS)))
-    expected = 6 * min(active, 20)
+    expected = 6 * min(active, 20 if dtype == "float64" else 19)
     assert S.evidence.active == (active,) * 6
     assert S.rank.interval == (expected, expected)
     assert S.rank.flag == "certified"
-    assert S.known_zeros.count == 6 * 21 - expected
+    assert S.known_zeros.count == 6 * (21 - min(active, 20))
     assert S.known_zeros.largest <= S.floor.total
 
 
