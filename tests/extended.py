@@ -6,6 +6,7 @@ Nothing is shared with the package but the weights, x, and which ReLU units are 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import mpmath
 import numpy as np
@@ -32,9 +33,15 @@ sqrt, exp = elementwise(mpmath.sqrt), elementwise(mpmath.exp)
 gelu = elementwise(lambda z: z * (1 + mpmath.erf(z / mpmath.sqrt(2))) / 2)
 
 
+@lru_cache(maxsize=64)
+def weights(module: nn.Linear) -> tuple[np.ndarray, np.ndarray]:
+    bias = torch.zeros(1) if module.bias is None else module.bias
+    return exact(module.weight).T, exact(bias)
+
+
 def linear(module: nn.Linear, h: np.ndarray) -> np.ndarray:
-    y = h @ exact(module.weight).T
-    return y if module.bias is None else y + exact(module.bias)
+    weight, bias = weights(module)
+    return h @ weight + bias
 
 
 def layer_norm(module: nn.LayerNorm | None, h: np.ndarray) -> np.ndarray:

@@ -169,7 +169,10 @@ def test_prompts_from_a_file_continue_where_they_stopped(tmp_path, capsys, monke
     [
         ({"prompts": PROMPTS, "text": "Both."}, "give --prompts or a text"),
         ({"prompts": []}, "has no prompt"),
-        ({"prompts": ["Long enough to have four tokens.", "Short"], "tokens": 9}, r"prompt 2 \('Short'\): the given text has 4 tokens"),
+        (
+            {"prompts": ["Long enough to have four tokens.", "Short"], "tokens": 9},
+            r"prompt 2 \('Short'\): the given text has 4 tokens",
+        ),
         ({"prompts": "no/such/file"}, "cannot read no/such/file"),
         ({"prompts": PROMPTS, "model": "opt-125m", "weights": "random"}, "has no tokenizer"),
     ],

@@ -12,7 +12,7 @@ import tightpass as tp
 from tightpass.errors import VerificationError
 from tightpass.jacobian.operator import Panel
 from tightpass.jacobian.written import Written
-from tightpass.spectra import dense, exact, lapack, verify
+from tightpass.spectra import dense, exact, lapack, twostage, verify
 
 
 def with_spectrum(sigma, rows=None, seed=0):
@@ -240,3 +240,37 @@ def test_inertia_counts_are_exact_on_known_spectra():
     A = with_spectrum(sigma)
     for tau in (1.5001, 0.5, 0.05001):
         assert verify._eigenvalues_above(A.T @ A, tau**2) == int(np.sum(sigma > tau))
+
+
+@pytest.mark.parametrize("size", [40, 300])
+@pytest.mark.parametrize("place", [0, 0.5, 0.99])
+@pytest.mark.parametrize("faults", [0.3, 2.0, 10.0, 40.0, 1000.0])
+def test_what_is_accepted_is_within_its_bound(size, place, faults, monkeypatch):
+    """A value that is off by a few roundings, after all of the route's own checks: found, or covered by the bound."""
+    A = np.random.default_rng(size).standard_normal((size, size))
+    true = reference(A)
+    off = faults * np.finfo(float).eps * float(true[0])
+
+    def faulty(*arguments, **options):
+        values, B = twostage.two_stage(*arguments, **options)
+        moved = values.copy()
+        moved[int(place * size)] += off
+        return np.sort(moved)[::-1], B
+
+    monkeypatch.setattr(dense, "two_stage", faulty)
+    found = exact.singular_values(source_of(A))
+    error, _ = exact.cross_check(found)
+    assert np.abs(found.values - true).max() <= error.bound
+    if faults == 1000.0:
+        assert found.route.startswith("gesdd")  # the two-stage answer was refused
+
+
+@pytest.mark.parametrize("size", [1100, 2000])
+def test_float32_data_of_middling_size_is_decomposed_in_float64(size):
+    A = np.random.default_rng(0).standard_normal((size, 40)).astype(np.float32)
+    found = exact.singular_values(source_of(A))
+    error, _ = exact.cross_check(found)
+    true = np.linalg.svd(A.astype(np.float64), compute_uv=False)
+    assert found.values.dtype == np.float32
+    assert np.abs(found.values - true).max() <= error.bound <= np.finfo(np.float32).eps * true[0]
+    assert "in float64" in found.route

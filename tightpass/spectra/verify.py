@@ -27,8 +27,6 @@ AUGMENTED = 4096
 """Up to this size counts are taken of the augmented matrix, four times as large as A, which sees every value."""
 SMALL = 1024
 """Up to this size a reference of more than working precision is cheap beside LAPACK's SVD and checks every value."""
-MEASURED = 512
-"""Up to this size it is cheap beside the two-stage SVD as well."""
 
 
 CERTAIN, SAMPLED, ASSUMED = "certain", "sampled", "assumed"

