@@ -112,3 +112,14 @@ def save(name: str, document: dict[str, Any]) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"environment": environment(), **document}, indent=1) + "\n")
     print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
+def read(name: str) -> dict[str, Any]:
+    """results/NAME.json."""
+    return json.loads((RESULTS / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown; all columns but the first to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,21 +1,21 @@
-"""The figures and tables of the README and of docs/: the demo model and MiniLM, MLP and attention.
+"""The figures of docs/gallery.md, and the tables of the README and of docs/, from the results of all benchmarks.
 
     python benchmarks/gallery.py
 
 Writes docs/figures/NAME-{ranks,spectra}.png, results/gallery.json, and the tables between the
-markers of README.md and docs/gallery.md, from the results of all benchmarks.
+markers of README.md, docs/gallery.md and docs/trust.md.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
 import tempfile
 from pathlib import Path
 
-from common import RESULTS, save
+from common import read, save, table
+from trust_tables import TRUST_TABLES
 
 import tightpass as tp
 from tightpass.report.table import as_json
@@ -58,15 +58,6 @@ def compute() -> None:
             }
         print(name, [(j["job"], j["rank_low"], j["rank_high"], j["flag"]) for j in runs[name]["jobs"]], flush=True)
     save("gallery", {"runs": runs})
-
-
-def read(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def power(value: float | None) -> str:
@@ -293,6 +284,7 @@ TABLES = {
     "svd-parts": svd_parts,
     "svd-leading": svd_leading,
     "environment": environment,
+    **TRUST_TABLES,
 }
 
 
@@ -313,7 +305,7 @@ def main() -> None:
     parser.add_argument("--tables-only", action="store_true", help="rewrite the tables from the stored results")
     if not parser.parse_args().tables_only:
         compute()
-    for page in (ROOT / "README.md", ROOT / "docs" / "gallery.md"):
+    for page in (ROOT / "README.md", ROOT / "docs" / "gallery.md", ROOT / "docs" / "trust.md"):
         fill(page)
 
 

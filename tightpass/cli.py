@@ -33,6 +33,23 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="A run directory.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from tightpass import __version__
+
+        print(f"tightpass {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the fields of `Config` as flags, so that flags and fields cannot drift apart."""
 

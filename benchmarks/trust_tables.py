@@ -1,0 +1,159 @@
+"""The tables of docs/trust.md, from results/trust.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from common import read, table
+
+
+def trust() -> dict[str, Any]:
+    return read("trust")
+
+
+ROUTE_NAMES = {
+    "exact": "all values, every block compared",
+    "sampled": "all values, a sample of block rows and columns compared",
+    "topk": "leading values by products",
+}
+
+
+def floors() -> str:
+    """By route and precision: how often below, and how far above the truth."""
+    cases = trust()["floors"]["cases"]
+    rows = []
+    for route, words in ROUTE_NAMES.items():
+        for dtype in ("float64", "float32"):
+            chosen = [c for c in cases if c["route"] == route and c["dtype"] == dtype]
+            ratios = sorted(c["ratio"] for c in chosen)
+            nearest = min(c["floor"] / max(c["moved"], c["error"] if route != "topk" else 0.0) for c in chosen)
+            rows.append(
+                [words, dtype, str(len(chosen)), str(sum(c["below"] for c in chosen)), f"{nearest:.2f}"]
+                + [f"{value:.3g}" for value in (statistics.median(ratios), ratios[-1])]
+            )
+    return table(
+        ["floor", "precision", "blocks", "below the truth", "smallest floor / truth", "median floor / (‖E‖₂ + eps·σ₁)", "largest"],
+        rows,
+    )  # fmt: skip
+
+
+def floors_in_words() -> str:
+    document = trust()["floors"]
+    exact = [c["ratio"] for c in document["cases"] if c["route"] == "exact"]
+    low, high = min(document["calibration"]), max(document["calibration"])
+    demo = [c["ratio"] for c in document["cases"] if c["model"].startswith("demo")]
+    return (
+        f"With all values and every block compared, over {len(exact)} blocks in both precisions, the floor is "
+        f"{statistics.median(exact):.1f} times ‖E‖₂ + eps·σ₁ in the median and {max(exact):.1f} at most; on the trained demo "
+        f"model, {min(demo):.1f} to {max(demo):.1f}. The true error of a float64 Jacobian was {low:.2f} to {high:.2f} of the "
+        f"scaled float32 error; the factor 4 is {4 / high:.1f} times the worst of them."
+    )
+
+
+def coverage() -> str:
+    document = trust()["coverage"]
+    names = {
+        "low_rank": "exact low rank",
+        "slow_exponential": "slow exponential",
+        "straddling": "clusters at the floor",
+    }
+    rows = []
+    for decay, entry in document["table"].items():
+        flags = entry["flags"]
+        rows.append(
+            [names.get(decay, decay), str(entry["cases"]), str(entry["thresholds"]), str(entry["missed"])]
+            + [str(flags.get(flag, 0)) for flag in ("certified", "interval", "ambiguous")]
+            + [str(entry["random_flags"].get("ambiguous", 0))]
+        )
+    total = [str(sum(int(row[i]) for row in rows)) for i in range(1, 8)]
+    return table(
+        ["spectrum", "matrices", "thresholds", "truth outside the interval", "certified at 2f", "interval", "ambiguous", "of these, moved at random"],
+        [*rows, ["all", *total]],
+    )  # fmt: skip
+
+
+def broken() -> str:
+    document = trust()["coverage"]
+    words = dict.fromkeys(document["broken"], "thresholds at which the truth is missed")
+    rows = [
+        [name, f"{count} {'matrices with a wrong label' if 'swapped' in name else words[name]}"]
+        for name, count in document["broken"].items()
+    ]
+    kept = f"{document['cases']} matrices: none missed, {document['not_certified']} of {document['gaps_of_10_floors']} gaps of 10 floors not certified, {document['mislabelled']} with a wrong label"
+    return table(["variant", "what the tests see"], [["as it is", kept], *rows])
+
+
+def svd() -> str:
+    rows = [
+        [f"{r['matrix']}, N = {r['size']}", f"{r['true']:.1f}", f"{r['bound']:.0f}", r["confidence"]]
+        for r in trust()["svd_errors"]
+    ]
+    return table(["matrix, float64", "largest error of a value / eps·σ₁", "bound / eps·σ₁", "confidence"], rows)
+
+
+def conventional() -> str:
+    document = trust()["conventional"]
+    names = ("max(m, n)·eps·σ₁", "error bound of the SVD", "true error of the SVD")
+    rows = [[name, f"{document[name]['threshold']:.1e}", str(document[name]["count"])] for name in names]
+    return table(["threshold", "", "computed values above it"], rows)
+
+
+def spectra() -> str:
+    rows = []
+    for r in trust()["figure"]:
+        low, high = r["rank"]
+        rank = str(low) if low == high else f"{low}–{high}"
+        s1 = r["sigma_1"]
+        rows.append(
+            [r["title"], r["dtype"], f"{rank} of {r['size']}", r["flag"], str(r["bound"]), f"{r['floor'] / s1:.1e}",
+             f"{r['conventional'] / s1:.1e}", f"{r['smallest_signal'] / s1:.1e}",
+             "–" if r["shelf"] is None else f"{r['shelf'] / s1:.0e}", str(r["exact_zeros"])]
+        )  # fmt: skip
+    return table(
+        ["block", "precision", "rank", "flag", "bound", "floor/σ₁", "max(m, n)·eps", "smallest signal/σ₁", "shelf/σ₁", "exact zeros"],
+        rows,
+    )  # fmt: skip
+
+
+SHOWN = {"rank_high": "rank", "stable_rank": "stable rank", "effective_rank": "effective rank", "k90": "90 %", "k99": "99 %",
+         "sigma_1": "σ₁", "cliff_ratio": "cliff"}  # fmt: skip
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.1e}"
+
+
+def sensitivity(block: str) -> Callable[[], str]:
+    def made() -> str:
+        document = trust()["sensitivity"][block]
+        by = {key: {row["measure"]: row for row in document[key]} for key in document}
+        tokens = [name for name in by["tokens"]["k90"] if name.isdigit()]
+        rows = []
+        for measure, name in SHOWN.items():
+            p, t, many = (by[key][measure] for key in ("precision", "tokens", "prompts"))
+            spread = (
+                "–"
+                if many["mean"] is None
+                else f"{many['mean']:.4g} ± {many['sd']:.2g} ({many['low']:.4g} to {many['high']:.4g})"
+            )
+            rows.append([name, number(p["float64"]), number(p["float32"]), *(number(t[T]) for T in tokens), spread])
+        return table(["measure", "float64", "float32", *(f"T = {T}" for T in tokens), "6 prompts of 20 tokens"], rows)
+
+    return made
+
+
+TRUST_TABLES: dict[str, Callable[[], str]] = {
+    "trust-floors": floors,
+    "trust-floors-in-words": floors_in_words,
+    "trust-coverage": coverage,
+    "trust-broken": broken,
+    "trust-svd": svd,
+    "trust-conventional": conventional,
+    "trust-spectra": spectra,
+    "trust-mlp": sensitivity("mlp"),
+    "trust-attn": sensitivity("attn"),
+}

@@ -1,0 +1,5 @@
+"""`python -m tightpass`."""
+
+from tightpass.cli import main
+
+main()
