@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tightpass.config import Config, parse_layers
 from tightpass.errors import DoesNotFitError, InputError
@@ -23,14 +24,19 @@ from tightpass.prompts import texts_of
 from tightpass.rank.leading import DEFAULT_K
 from tightpass.rank.verdict import check_k, check_method
 from tightpass.spectra.choose import choose, dense_bytes
+from tightpass.spectra.exact import SAMPLED_BLOCKS, WIDENED
 from tightpass.spectra.krylov import BASIS_BYTES, BLOCK
-from tightpass.spectra.verify import AUGMENTED
+from tightpass.spectra.verify import AUGMENTED, SMALL
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
 
 PROCESS_BYTES = 520 * 2**20
 """Interpreter, torch, transformers and HDF5 once loaded (`benchmarks/main_job.py` puts the planned peak beside the measured one)."""
 ARENA_FACTOR = 6
 """Intermediates of one product with the Jacobian, in units of its arena."""
+
+
+REFERENCE_ARRAYS = 16
+"""Float64 arrays of a matrix's size that `reference_values` holds."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,14 @@ def _working_bytes(T: int, d: int, diagonal: bool, size: int, width: int) -> int
     products = ARENA_FACTOR * max(ARENA_BYTES, T * width * size)
     if diagonal:
         panel = min(T * d * d, max(PANEL_ELEMENTS, d * d))
-        return products + 6 * panel * 8  # two panels in either precision, and those being compared
+        workers = min(torch.get_num_threads(), SAMPLED_BLOCKS)
+        # two panels in either precision, and those being compared; then the sampled blocks and their references
+        return products + max(6 * panel * 8, (SAMPLED_BLOCKS + workers * REFERENCE_ARRAYS) * d * d * 8)
     dense = dense_bytes((T * d, T * d), np.dtype(f"float{8 * size}"))
+    if T * d <= SMALL:
+        dense += REFERENCE_ARRAYS * (T * d) ** 2 * 8
+    elif T * d <= WIDENED and size == 4:
+        dense += 2 * (T * d) ** 2 * 8
     if native.extension is None:
         dense = (T * d) ** 2 * (size + (80 if T * d <= AUGMENTED else 24))
     return products + 4 * d * T * d * 8 + dense
