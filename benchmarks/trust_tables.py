@@ -87,7 +87,7 @@ def broken() -> str:
 
 def svd() -> str:
     rows = [
-        [f"{r['matrix']}, N = {r['size']}", f"{r['true']:.1f}", f"{r['bound']:.0f}", r["confidence"]]
+        [f"{r['matrix']}, N = {r['size']}", f"{r['true']:.1f}", f"{r['bound']:.3g}", r["confidence"]]
         for r in trust()["svd_errors"]
     ]
     return table(["matrix, float64", "largest error of a value / eps·σ₁", "bound / eps·σ₁", "confidence"], rows)

@@ -29,8 +29,8 @@ from tightpass.structure import BlockDiagonal, Structure
 
 Matrix = NDArray[np.floating[Any]]
 SAMPLED_BLOCKS = 6
-WIDENED = 2048
-"""Up to this size float32 data is decomposed in float64, which takes twice the time and leaves no error to bound."""
+WIDENED = 4096
+"""Up to this size float32 data is decomposed in float64, which takes twice the time, seconds, and leaves no error to bound."""
 REFERENCE = "every value against a reference of more precision"
 
 
