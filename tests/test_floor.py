@@ -7,6 +7,9 @@ import pytest
 import truth
 from small_models import HF_MODELS
 
+import tightpass as tp
+from tightpass.rank import arithmetic
+
 QUICK = [(name, kind, dtype) for name in HF_MODELS for kind in ("mlp", "attn") for dtype in ("float64", "float32")]
 ALL = [
     (name, kind, dtype)
@@ -54,3 +57,17 @@ def test_a_floor_that_is_too_small_is_noticed(factor):
 
 def test_a_floor_that_is_too_large_is_noticed():
     assert not all(of(case, "exact").is_tight(5.0) for case in QUICK)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("kind", "words"), [("mlp", "2 of 5 blocks"), ("attn", "2 of 5 block rows and columns")])
+def test_a_large_jacobian_is_compared_in_a_sample(kind, words, dtype, monkeypatch):
+    monkeypatch.setattr(arithmetic, "LARGE", 10)
+    monkeypatch.setattr(arithmetic, "DRAWN", 1)
+    monkeypatch.setattr(arithmetic.sampled, "__defaults__", (2, 0))
+    known = truth.truth("opt", kind, dtype, 5)
+    S = tp.spectrum(tp.jacobian(known.block))
+    assert S.floor.parts[0].confidence == S.floor.confidence == "sampled"
+    assert words in S.floor.parts[0].method
+    assert S.floor.total >= known.error
+    assert np.abs(S.values - known.values).max() <= S.floor.total

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tightpass.errors import TightpassError
 from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.closed import closed_form
 from tightpass.jacobian.operator import Jacobian
@@ -70,7 +71,10 @@ def by_head(J: Jacobian, energy: float) -> Heads | None:
     block, form = J.block, J.form
     if block is None or block.kind != "attn" or not isinstance(form, ClosedAttention) or energy == 0:
         return None
-    top = svds(J, 1)
+    try:
+        top = svds(J, 1)
+    except TightpassError:  # an explanation that cannot be had must not cost the answer
+        return None
     u, v = top.U.reshape(-1), top.Vh.reshape(1, J.tokens_in, J.d_in)
     gains, energies = [], []
     for h in range(form.count):

@@ -18,6 +18,7 @@ from tightpass.rank.knee import Fall, cliff, knees
 from tightpass.rank.measures import Measures, measures, measures_of_leading
 from tightpass.spectra.batched import Factors
 from tightpass.spectra.exact import Source, cross_check, leading, singular_values
+from tightpass.spectra.verify import allowed_energy
 
 Array = NDArray[np.floating[Any]]
 METHODS = ("auto", "exact", "topk")
@@ -86,12 +87,12 @@ class Spectrum:
     @cached_property
     def rest(self) -> float:
         """An upper bound on the sum of the squares of the true singular values that are not known; infinite where ‖J‖_F²
-        is an estimate. ‖J‖_F is taken to be right to 16·eps."""
+        is an estimate. ‖J‖_F is taken to be right to 16·eps·√N."""
         if not self.partial:
             return 0.0
         if self.evidence.estimated:
             return float("inf")
-        slack = 1 + 16 * float(np.finfo(self.values.dtype).eps)
+        slack = 1 + allowed_energy(self.size, self.values.dtype)
         known = np.maximum(self.values.astype(np.float64) - self.floor.total, 0)
         return max(self.evidence.energy * slack**2 - float(known @ known), 0.0)
 
