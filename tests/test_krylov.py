@@ -276,3 +276,14 @@ def test_scales_at_the_ends_of_the_range(dtype, scale):
     tol = 1e-8 if dtype == np.float64 else 1e-5
     assert np.abs(found.S.astype(float) / scale - sigma[:5]).max() <= tol
     assert found.residuals.max() > 0
+
+
+@pytest.mark.parametrize("n", [24, 25, 26, 28, 31])
+def test_a_last_block_that_is_narrower_completes_the_basis(n):
+    """Room for one block and part of another: the rest was never looked at, and a start of one block went on for ever."""
+    for seed in range(5):
+        A = np.random.default_rng(seed).standard_normal((n, n))
+        found = tp.svds(A, 1, seed=seed)
+        assert found.converged
+        assert found.products <= 6 * n
+        assert found.S[0] == pytest.approx(np.linalg.norm(A, 2), rel=1e-12)

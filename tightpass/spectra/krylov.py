@@ -156,7 +156,7 @@ class _Basis:
         look, seen = self.k + 4 * self.width, []
         while True:
             self._grow()
-            spent, crowded = self.op.columns >= limit, self.q + self.width > self.most
+            spent, crowded = self.op.columns >= limit, self.q + self.ahead > self.most
             if not (self.q == self.full or spent or crowded or self.q >= look):
                 continue
             self._decompose()
@@ -197,7 +197,7 @@ class _Basis:
         self._compress(self.k)
         self._next(self.op.new(self.rng.standard_normal((self.op.shape[1], self.width))))
         for _ in range(PROBING):
-            if self.q == self.full or self.q + self.width > self.most:
+            if self.q == self.full or self.q + self.ahead > self.most:
                 break
             self._grow()
         self._decompose()
