@@ -187,7 +187,7 @@ def _document(opened: Any) -> dict[str, Any]:
         return {"provenance": opened.provenance, "jobs": table.as_json(opened.spectra)}
     summary = opened.table().reset_index()
     return {
-        "spread": json.loads(summary.to_json(orient="records")),
+        "spread": json.loads(summary.to_json(orient="records", double_precision=15)),
         "prompts": [{"name": run.directory.name, "text": run.config.text, **_document(run)} for run in opened.runs],
     }
 

@@ -47,7 +47,7 @@ class Comparison:
                 {**vars(d), "different": d.different, "floors": d.floors, "ranks": [vars(rank) for rank in d.ranks]}
                 for d in self.differences
             ],
-            "measures": json.loads(self.measures().reset_index().to_json(orient="records")),
+            "measures": json.loads(self.measures().reset_index().to_json(orient="records", double_precision=15)),
         }
 
 

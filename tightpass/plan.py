@@ -118,6 +118,8 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
     if config.forms_jacobian:
         route = str(choose(structure, (N, N), (d, d), config.dtype, memory_limit(config.memory)))
         working = _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d))
+        if config.block == "attn":  # the leading triplet, whose share each head explains
+            working += min(BASIS_BYTES, 2 * N * size * (1 + 26 * BLOCK))
         stored = (1 if config.discard_jacobian else len(listed)) * blocks * d * d * size + len(listed) * N * size
     else:
         k = min(config.k or DEFAULT_K, N)

@@ -74,10 +74,9 @@ def rich_spread(summary: pd.DataFrame, title: str) -> Table:
         cells = []
         for measure in shown:
             row = summary.loc[(job, measure)]
-            known = not math.isnan(row["mean"])
-            cells.append(
-                f"{row['mean']:.4g} ± {row['sd']:.2g}\n{row['low']:.4g} to {row['high']:.4g}" if known else "–"
-            )
+            sd = "" if math.isnan(row["sd"]) else f" ± {row['sd']:.2g}"  # a single prompt has none
+            missing = math.isnan(row["mean"])
+            cells.append("–" if missing else f"{row['mean']:.4g}{sd}\n{row['low']:.4g} to {row['high']:.4g}")
         table.add_row(str(job), *cells)
     return table
 
