@@ -26,6 +26,7 @@ from tightpass.jacobian.operator import Panel
 from tightpass.jacobian.written import Written
 from tightpass.rank.bounds import units
 from tightpass.rank.evidence import OTHER, collect
+from tightpass.rank.knee import knees
 from tightpass.report.plots import SIGNAL
 from tightpass.spectra.exact import cross_check, singular_values
 from tightpass.spectra.refine import reference_values
@@ -291,6 +292,44 @@ def sensitivity() -> dict:
         return out
 
 
+def falls() -> dict:
+    """How often a knee is reported where there is none, and a tenfold fall that is there, by how it is spread."""
+
+    def values(make: np.ndarray) -> np.ndarray:
+        return np.linalg.svd(make, compute_uv=False)
+
+    def poisson(seed: int) -> np.ndarray:
+        return np.exp(-np.cumsum(np.random.default_rng(seed).exponential(0.05, 300)))
+
+    def gaussian(seed: int, *shape: int) -> np.ndarray:
+        return np.random.default_rng(seed).standard_normal(shape)
+
+    none_there = {
+        "Poisson spacings": [poisson(seed) for seed in range(1000)],
+        "Gaussian matrices": [values(gaussian(seed, 300, n)) for seed in range(40) for n in (300, 150)],
+        "graded Gaussian matrices": [
+            values(gaussian(seed, 200, 200) * np.arange(1.0, 201) ** -power)
+            for seed in range(60)
+            for power in (0.5, 1, 2, 3)
+        ],
+    }
+    found = {name: sum(len(knees(s, 1e-300)) for s in spectra) for name, spectra in none_there.items()}
+    there = {}
+    for width in (1, 2, 4, 8, 16, 32):
+        hits = 0
+        for seed in range(100):
+            steps = np.random.default_rng(seed).exponential(0.01, 600)
+            steps[29 : 29 + width] += np.log(10) / width
+            hits += any(
+                abs(k.index - 30) <= 1 and k.ratio > 5 for k in knees(np.exp(-np.cumsum(np.r_[0, steps])), 1e-300)
+            )
+        there[str(width)] = hits
+    return {
+        "none_there": {k: {"spectra": len(v), "found": found[k]} for k, v in none_there.items()},
+        "found_of_100": there,
+    }
+
+
 PARTS = {
     "floors": floors,
     "coverage": coverage,
@@ -298,6 +337,7 @@ PARTS = {
     "svd_errors": svd_errors,
     "figure": figure,
     "sensitivity": sensitivity,
+    "falls": falls,
 }
 
 

@@ -146,6 +146,18 @@ def sensitivity(block: str) -> Callable[[], str]:
     return made
 
 
+def falls() -> str:
+    document = trust()["falls"]
+    rows = [
+        [f"none, {name}", str(entry["spectra"]), str(entry["found"])] for name, entry in document["none_there"].items()
+    ]
+    rows += [
+        [f"tenfold after 30 values, over {width} {'value' if width == '1' else 'values'}", "100", str(hits)]
+        for width, hits in document["found_of_100"].items()
+    ]
+    return table(["fall that is there", "spectra", "found"], rows)
+
+
 TRUST_TABLES: dict[str, Callable[[], str]] = {
     "trust-floors": floors,
     "trust-floors-in-words": floors_in_words,
@@ -154,6 +166,7 @@ TRUST_TABLES: dict[str, Callable[[], str]] = {
     "trust-svd": svd,
     "trust-conventional": conventional,
     "trust-spectra": spectra,
+    "trust-falls": falls,
     "trust-mlp": sensitivity("mlp"),
     "trust-attn": sensitivity("attn"),
 }

@@ -316,3 +316,14 @@ def test_rank_curve_is_the_rank_at_each_threshold(small_opt):
     assert (curve["lo"].iloc[-1], curve["hi"].iloc[-1]) == (0, 0)
     row = curve.iloc[77]
     assert S.rank_at(row["tau"]).interval == (row["lo"], row["hi"])
+
+
+def test_knees_at_the_top_of_a_long_spectrum():
+    """One value far above all others, and twenty: few neighbours tell, and a bulk of thousands must not drown them."""
+    rng = np.random.default_rng(5)
+    for count, ratio in ((1, 10.0), (20, 8.0)):
+        falls = rng.exponential(0.02, 5000) / np.linspace(1, 30, 5000)
+        falls[count - 1] = np.log(ratio)
+        (found,) = knees(np.exp(-np.cumsum(np.r_[0, falls])), 1e-300)
+        assert (found.index, found.width) == (count, 1)
+        assert found.ratio == pytest.approx(ratio)

@@ -25,7 +25,7 @@ ORDINARY = 3.0
 class Fall:
     """From value number `index` (counted from 1) to value number `index + width`: their ratio.
 
-    chance   expected number of falls as steep, anywhere above the floor, if the falls were random
+    chance   expected number of falls as unlikely, anywhere above the floor, if the falls were random
              with the local mean; None for the cliff
     """
 
@@ -57,7 +57,8 @@ def knees(values: Values, floor: float, most: int = 3) -> tuple[Fall, ...]:
     counts. Were falls independent and exponential around a common mean, as the spacings of a Poisson process are (Rényi
     1953), the mean of w falls over the mean of m neighbours would follow Fisher's F(2w, 2m); a
     median is worth 0.48 of its samples. A knee is a fall by a fifth or more of which at most 0.01 would be expected
-    among all that were looked at. Its edges are then drawn in to the falls of more than 3ḡ; of overlapping knees the less likely
+    among all that were looked at; the same chance is given to every octave of i, so that the top of a long spectrum, where
+    neighbours are few, is not drowned in its bulk (a weighted Bonferroni correction, weights 1/(i + 8)). Its edges are then drawn in to the falls of more than 3ḡ; of overlapping knees the less likely
     one is kept, and those that touch are joined.
     """
     above = int(np.sum(values > floor))
@@ -83,7 +84,7 @@ def _of_width(falls: Values, w: int) -> list[tuple[float, int, int]]:
     """(chance, first fall, number of falls) of the knees of w falls, drawn in."""
     n = len(falls)
     sums = np.convolve(falls, np.ones(w), mode="valid")
-    usual = np.median(falls) + median_filter(falls, size=min(4 * max(w, NEIGHBOURS) + 1, n), mode="nearest")
+    usual = np.median(falls) + median_filter(falls, size=min(4 * max(w, NEIGHBOURS) + 1, n), mode="mirror")
     middle = usual[w // 2 : w // 2 + len(sums)]
     found = []
     for i in np.argsort(-sums / np.maximum(middle, 1e-12))[:LOOKED_AT]:
@@ -95,7 +96,9 @@ def _of_width(falls: Values, w: int) -> list[tuple[float, int, int]]:
         sides = [np.concatenate([left, right])] if w == 1 else [left, right]
         mean = max(max(float(np.median(side)) for side in sides) / np.log(2), 1e-12)
         samples = MEDIAN_EFFICIENCY * min(len(side) for side in sides)
-        chance = float(len(WIDTHS) * n * fisher.sf(sums[start] / w / mean, 2 * w, 2 * samples))
+        widths = 1 if start < NEIGHBOURS // 2 else len(WIDTHS)  # that have neighbours on both sides there
+        looks = widths * (start + NEIGHBOURS) * np.log((n + NEIGHBOURS) / NEIGHBOURS)
+        chance = float(looks * fisher.sf(sums[start] / w / mean, 2 * w, 2 * samples))
         steep = np.flatnonzero(falls[start:stop] > ORDINARY * mean)
         if chance >= CHANCE or not len(steep):
             continue
