@@ -54,7 +54,7 @@ def with_floor(factor):
 def shifted(low, high):
     def ranker(s, tau):
         rank = s.rank_at(tau)
-        return Rank(tau, rank.lo + low, rank.hi + high, rank.flag, rank.nearest)
+        return Rank(tau, rank.lo + low, rank.hi + high, rank.flag, rank.nearest, rank.confidence)
 
     return ranker
 

@@ -311,7 +311,7 @@ def test_leading_values_certify_a_rank_at_a_high_threshold(small_opt):
 def test_rank_curve_is_the_rank_at_each_threshold(small_opt):
     S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(small_opt), "attn", layer=0, token_ids=IDS)))
     curve = S.rank_curve()
-    assert list(curve.columns) == ["tau", "lo", "hi", "flag"]
+    assert list(curve.columns) == ["tau", "lo", "hi", "flag", "confidence"]
     assert curve["tau"].iloc[0] == pytest.approx(S.floor.total)
     assert (curve["lo"].iloc[-1], curve["hi"].iloc[-1]) == (0, 0)
     row = curve.iloc[77]

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 from scipy.stats import f as fisher
 
+from tightpass.rank.interval import above
+
 Values = NDArray[np.floating[Any]]
 
 CHANCE = 0.01
@@ -40,11 +42,11 @@ def cliff(values: Values, floor: float) -> Fall | None:
 
     None where there is no such fall: all values are above the floor, or none is.
     """
-    above = int(np.sum(values > floor))
-    if above in (0, len(values)):
+    count = above(values, floor)
+    if count in (0, len(values)):
         return None
-    bottom = max(float(values[above]), floor)
-    return Fall(above, float(values[above - 1]) / bottom if bottom > 0 else float("inf"))
+    bottom = max(float(values[count]), floor)
+    return Fall(count, float(values[count - 1]) / bottom if bottom > 0 else float("inf"))
 
 
 def knees(values: Values, floor: float, most: int = 3) -> tuple[Fall, ...]:
@@ -61,8 +63,7 @@ def knees(values: Values, floor: float, most: int = 3) -> tuple[Fall, ...]:
     neighbours are few, is not drowned in its bulk (a weighted Bonferroni correction, weights 1/(i + 8)). Its edges are then drawn in to the falls of more than 3ḡ; of overlapping knees the less likely
     one is kept, and those that touch are joined.
     """
-    above = int(np.sum(values > floor))
-    logs = np.log(values[:above].astype(np.float64))
+    logs = np.log(values[: above(values, floor)].astype(np.float64))
     falls = logs[:-1] - logs[1:]
     candidates = [found for w in WIDTHS if 4 * w <= len(falls) for found in _of_width(falls, w)]
     taken = np.zeros(len(falls), dtype=bool)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -78,26 +81,30 @@ class Spectrum:
         return np.array(LABELS)[self.codes]
 
     def rank_at(self, tau: float) -> Rank:
-        """The number of true singular values above `tau` (same units as J): interval and flag."""
-        if not isinstance(tau, int | float | np.number) or not 0 <= tau < np.inf:
-            raise InputError(f"a threshold is a number ≥ 0, got {tau}")
-        bound, kinks = self.evidence.bounds[0].rank, self.evidence.kinks
-        return rank_at(self.values, self.floor.total, tau, bound, kinks, self.size, self.rest)
+        """The number of true singular values above `tau` (same units as J): interval, flag and confidence."""
+        if not isinstance(tau, Real) or not 0 <= tau <= sys.float_info.max:
+            raise InputError(f"a threshold is a number ≥ 0 within float64's range, got {tau}")
+        bound, kinks, floor = self.evidence.bounds[0].rank, self.evidence.kinks, self.floor
+        return rank_at(self.values, floor.total, float(tau), bound, kinks, self.size, self.rest, floor.confidence)
 
     @cached_property
     def rest(self) -> float:
         """An upper bound on the sum of the squares of the true singular values that are not known; infinite where ‖J‖_F²
-        is an estimate. ‖J‖_F is taken to be right to 16·eps·√N."""
+        is an estimate.
+
+        ‖Ĵ‖_F is taken to be right to 16·eps·√N; the true ‖J‖_F is at most ‖Ĵ‖_F + ‖E‖_F, and ‖E‖_F ≤ √N·‖E‖₂.
+        """
         if not self.partial:
             return 0.0
         if self.evidence.estimated:
             return float("inf")
         slack = 1 + allowed_energy(self.size, self.values.dtype)
+        whole = math.sqrt(self.evidence.energy) * slack + math.sqrt(self.size) * self.evidence.arithmetic.bound
         known = np.maximum(self.values.astype(np.float64) - self.floor.total, 0)
-        return max(self.evidence.energy * slack**2 - float(known @ known), 0.0)
+        return max(whole**2 - math.fsum(known**2), 0.0)
 
     def rank_curve(self, taus: ArrayLike | None = None) -> pd.DataFrame:
-        """The rank at many thresholds: columns tau, lo, hi, flag.
+        """The rank at many thresholds: columns tau, lo, hi, flag, confidence.
 
         taus   200 from the floor to beyond σ₁, evenly spaced in their logarithms, if left out
         """
@@ -105,7 +112,8 @@ class Spectrum:
             top = max(2 * float(self.values[0]), 2 * self.floor.total, 1e-300)
             taus = np.geomspace(max(self.floor.total, top * 1e-18), top, 200)
         ranks = [self.rank_at(float(tau)) for tau in np.atleast_1d(np.asarray(taus, dtype=np.float64))]
-        return pd.DataFrame([(r.tau, r.lo, r.hi, r.flag) for r in ranks], columns=["tau", "lo", "hi", "flag"])
+        columns = ["tau", "lo", "hi", "flag", "confidence"]
+        return pd.DataFrame([(r.tau, r.lo, r.hi, r.flag, r.confidence) for r in ranks], columns=columns)
 
     def by_token(self) -> pd.DataFrame:
         """What each token passes, of a block-diagonal J: sigma_1, rank_low, rank_high (at the default threshold),
@@ -150,7 +158,7 @@ class Spectrum:
 
     def __repr__(self) -> str:
         return (
-            f"Spectrum({self.name}: rank {self.rank} ({self.rank.flag}) of {self.size}, floor {self.floor.total:.1e})"
+            f"Spectrum({self.name}: rank {self.rank} ({self.rank.words}) of {self.size}, floor {self.floor.total:.1e})"
         )
 
 

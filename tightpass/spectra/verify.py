@@ -40,6 +40,7 @@ class SvdError:
     bound: float
     method: str
     confidence: str
+    chance: float = 0.0
 
 
 def tolerance(sigma1: float, size: int, dtype: Any) -> float:
