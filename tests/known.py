@@ -18,6 +18,8 @@ from tightpass.rank.interval import Rank
 from tightpass.rank.verdict import Spectrum, verdict
 
 SEEDS = 20
+NOISE = {"float64": (-12.0, -2.0), "float32": (-6.0, -2.0)}
+"""Decades of the perturbations' norms: in float32 from a little above the rounding of the entries."""
 CONSTRUCTION = 2e-14
 """Relative error of U·diag(σ)·Vᵀ itself, in roundings of its two products."""
 
@@ -103,18 +105,18 @@ class Case:
         return int(np.sum(self.sigma > tau))
 
 
-def cases(seeds: int = SEEDS) -> Iterator[Case]:
+def cases(seeds: int = SEEDS, dtype: str = "float64") -> Iterator[Case]:
     """Every decay with every perturbation, `seeds` times."""
     for seed in range(seeds):
         for decay in DECAYS:
             for move in MOVES:
-                yield make(decay, move, seed)
+                yield make(decay, move, seed, dtype)
 
 
-def make(decay: Callable, move: str, seed: int) -> Case:
+def make(decay: Callable, move: str, seed: int, dtype: str = "float64") -> Case:
     rng = np.random.default_rng([seed, DECAYS.index(decay), list(MOVES).index(move)])
     n, more = int(rng.integers(12, 49)), int(rng.integers(0, 9))
-    size = float(10 ** rng.uniform(-12, -2))
+    size = float(10 ** rng.uniform(*NOISE[dtype]))
     sigma = np.sort(np.abs(decay(rng, n, size)))[::-1]
     U = np.linalg.qr(rng.standard_normal((n + more, n)))[0]
     V = np.linalg.qr(rng.standard_normal((n, n)))[0]
@@ -124,9 +126,13 @@ def make(decay: Callable, move: str, seed: int) -> Case:
         A = (U * sigma) @ V.T + E * (size / np.linalg.norm(E, 2))
     else:
         A = (U * (sigma + size * signs)) @ V.T
-    spectrum = judged(A, size * (1 + 1e-9) + CONSTRUCTION * sigma[0])
+    rounded = A.astype(dtype)
+    lost = float(np.linalg.norm(rounded - A, 2)) * (1 + 1e-9)
+    spectrum = judged(rounded, size * (1 + 1e-9) + CONSTRUCTION * sigma[0] + lost)
     floor = spectrum.floor.total
     taus, gap = [2 * floor, 0.1 * sigma[0], 0.5 * sigma[0] * 1.0001], None
+    for near in sigma[rng.integers(0, n, 3)]:
+        taus += [float(np.nextafter(near, 0)), float(near), float(np.nextafter(near, np.inf))]
     if decay.__name__ in GAPPED:
         at = (
             int(np.argmax(sigma[:-1] - sigma[1:]))
@@ -143,7 +149,7 @@ def judged(A: np.ndarray, error: float) -> Spectrum:
     blocks = torch.from_numpy(A[None])
     source = Written(tp.Dense(), A.shape, *A.shape, [Panel((0,), (0,), blocks)])
     part = Part("planted", error, "of known norm", "certain")
-    evidence = Evidence(float(np.sum(A**2)), part, (Bound(min(A.shape), "size"),), 0, None, "made")
+    evidence = Evidence(float(np.sum(A.astype(np.float64) ** 2)), part, (Bound(min(A.shape), "size"),), 0, None, "made")
     return verdict(source, evidence, "A", 1)
 
 

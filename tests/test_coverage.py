@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tightpass.rank.floor import Floor
-from tightpass.rank.interval import Rank
+from tightpass.rank.interval import Rank, rank_at
 
 
-@pytest.fixture(scope="module")
-def cases():
-    return list(known.cases())
+@pytest.fixture(scope="module", params=["float64", "float32"])
+def cases(request):
+    return list(known.cases(dtype=request.param))
 
 
 def test_there_are_enough_cases_of_every_kind(cases):
@@ -34,6 +34,20 @@ def test_gaps_of_ten_floors_are_certified(cases):
 
 def test_clear_spectra_are_never_ambiguous(cases):
     assert known.ambiguous(cases) == []
+
+
+def test_values_rounded_to_float32_at_doubles_next_to_the_truth():
+    """The floor is the rounding itself, less than the distance of two float32 numbers."""
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        sigma = np.sort(10 ** rng.uniform(-6, 1, 12))[::-1]
+        values = sigma.astype(np.float32)
+        floor = float(np.abs(values - sigma).max())
+        for near in sigma[:10]:
+            tau = float(np.nextafter(near, rng.choice([0, np.inf])))
+            rank = rank_at(values, floor, tau, len(values))
+            assert rank.lo <= np.sum(sigma > tau) <= rank.hi
+            assert rank_at(values, floor, rank.nearest, len(values)).flag == "certified"
 
 
 def test_labels_are_true(cases):
