@@ -56,8 +56,13 @@ def compute() -> None:
                 "seconds": seconds,
                 "jobs": as_json(run.spectra),
             }
-        print(name, [(j["job"], j["rank_low"], j["rank_high"], j["flag"]) for j in runs[name]["jobs"]], flush=True)
+        print(name, [(j["job"], j["rank_low"], j["rank_high"], words(j)) for j in runs[name]["jobs"]], flush=True)
     save("gallery", {"runs": runs})
+
+
+def words(job: dict) -> str:
+    """Flag and confidence, as they are shown together."""
+    return f"{job['flag']}, {job['confidence']}"
 
 
 def power(value: float | None) -> str:
@@ -73,10 +78,23 @@ def verdicts(name: str) -> str:
     for j in jobs:
         rank = str(j["rank_low"]) if j["rank_low"] == j["rank_high"] else f"{j['rank_low']}–{j['rank_high']}"
         knees = ", ".join(f"{k['ratio']:.1f}-fold after {k['index']}" for k in j["knees"][:2]) or "–"
-        rows.append([f"`{j['job']}`", rank, j["flag"], str(j["size"]), str(j["bound"]), power(j["cliff_ratio"]), knees,
+        rows.append([f"`{j['job']}`", rank, words(j), str(j["size"]), str(j["bound"]), power(j["cliff_ratio"]), knees,
                      f"{j['stable_rank']:.0f}", str(j["k90"]), str(j["k99"]), f"{j['floor'] / j['sigma_1']:.0e}"])  # fmt: skip
     return table(
-        ["block", "rank", "flag", "of", "bound", "cliff", "knees", "stable rank", "90 %", "99 %", "floor/σ₁"], rows
+        [
+            "block",
+            "rank",
+            "flag, confidence",
+            "of",
+            "bound",
+            "cliff",
+            "knees",
+            "stable rank",
+            "90 %",
+            "99 %",
+            "floor/σ₁",
+        ],
+        rows,
     )
 
 

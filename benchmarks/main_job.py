@@ -46,7 +46,8 @@ def once(arguments: list[str]) -> tuple[float, int, list]:
         if status:
             raise RuntimeError(f"{command} failed with status {status}")
         jobs = json.loads(output)["jobs"]
-        return seconds, usage.ru_maxrss * 1024, [[j["job"], j["rank_low"], j["rank_high"], j["flag"]] for j in jobs]
+        ranks = [[j["job"], j["rank_low"], j["rank_high"], j["flag"], j["confidence"]] for j in jobs]
+        return seconds, usage.ru_maxrss * 1024, ranks
 
 
 def planned(arguments: list[str]) -> int:

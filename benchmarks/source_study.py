@@ -63,13 +63,13 @@ def main() -> None:
                 "study_seconds": study.get("seconds"),
             }
             if trained:
-                case["ranks"] = [[s.name, *s.rank.interval, s.rank.flag] for s in run.spectra]
+                case["ranks"] = [[s.name, *s.rank.interval, s.rank.flag, s.rank.confidence] for s in run.spectra]
                 case["study_rank_first_layer"] = study.get("rank") if block == "mlp" else None
             cases.append(case)
             print(f"\n{block}, {tokens} tokens: {seconds:.1f} s for {len(run.names)} layers, loading included "
                   f"(study: {study.get('seconds', '–')} s)")  # fmt: skip
             if trained:
-                print(run.table()[["rank_low", "rank_high", "flag", "cliff_ratio"]].to_string())
+                print(run.table()[["rank_low", "rank_high", "flag", "confidence", "cliff_ratio"]].to_string())
                 if block == "mlp" and study:
                     print(f"the study: about {study['rank']} in the first layer, far fewer in later ones")
             else:

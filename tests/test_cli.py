@@ -48,7 +48,7 @@ def test_show_verify_and_json(place):
     assert shown.returncode == 0
     assert "certified" in shown.stdout
     csv = tightpass("show", "a", "--csv", cwd=place).stdout.splitlines()
-    assert csv[0].startswith("job,rank_low,rank_high,flag,size,known,bound")
+    assert csv[0].startswith("job,rank_low,rank_high,flag,confidence,size,known,bound")
     assert len(csv) == 3
     verified = tightpass("verify", "a", cwd=place)
     assert verified.returncode == 0

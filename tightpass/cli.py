@@ -317,6 +317,8 @@ def compare_command(
             print(f"not the same question: {item}")
         for d in found.differences:
             print(d)
+            a, b = d.ranks
+            print(f"  ranks: {a} ({a.words}) and {b} ({b.words})")
         for letter, names in zip("AB", found.only, strict=True):
             if names:
                 print(f"only in {letter}: {', '.join(names)}")
@@ -325,7 +327,9 @@ def compare_command(
         if len(moved):
             print("\nmeasures that are not the same in A and B:")
             print(moved.to_string(float_format=lambda value: f"{value:.6g}"))
-        print(f"\n{len(found.different)} of {len(found.differences)} blocks differ beyond their floors")
+        print(
+            f"\n{len(found.different)} of {len(found.differences)} blocks differ beyond their floors ({found.confidence})"
+        )
 
     guarded(act, debug)
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from tightpass.errors import InputError
 from tightpass.rank.difference import Difference, difference
+from tightpass.rank.floor import weakest
 from tightpass.report.spread import spread
 from tightpass.run import Run, open
 
@@ -32,6 +33,11 @@ class Comparison:
         """Those beyond the floors."""
         return tuple(d for d in self.differences if d.different)
 
+    @property
+    def confidence(self) -> str:
+        """How surely all floors of both runs hold at once, and with them what is said here."""
+        return weakest(part for run in self.runs for d in self.differences for part in run[d.name].floor.parts)
+
     def measures(self) -> pd.DataFrame:
         """Every measure of both runs, A and B, and by how much it moves; indexed by (job, measure)."""
         both = spread([run.table() for run in self.runs], ["A", "B"])[["A", "B"]]
@@ -41,6 +47,7 @@ class Comparison:
         """Plain JSON values."""
         return {
             "different": [d.name for d in self.different],
+            "confidence": self.confidence,
             "unlike": list(self.unlike),
             "only": [list(names) for names in self.only],
             "blocks": [

@@ -14,7 +14,7 @@ from tightpass.rank.verdict import Spectrum
 def lines(s: Spectrum) -> Iterator[str]:
     """A heading, then what the rank, the floor, the largest value and ‖J‖_F² are made of."""
     why = s.evidence.explanation
-    yield f"{s.name}: rank {s.rank} of {s.size}, {s.rank.flag}"
+    yield f"{s.name}: rank {s.rank} of {s.size}, {s.rank.words}"
     for bound in s.evidence.bounds:
         yield f"  at most {bound.rank}: {bound.reason}"
     for part in s.floor.parts:

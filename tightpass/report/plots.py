@@ -20,6 +20,8 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 SIGNAL, DOUBTFUL, NOISE, ZERO, BOUND, KNEE = "#1f5a8c", "#e0a030", "#b8b8b8", "#5c5c5c", "#c8553d", "#2a9d5c"
 FLAG_COLOURS = {"certified": SIGNAL, "interval": "#e0a030", "ambiguous": "#c8553d", "not converged": "#8a5a9e"}
+MARKERS = "osD^v"
+"""One for each confidence that occurs."""
 PANELS_AT_MOST = 24
 
 
@@ -43,12 +45,22 @@ def ranks(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
         lw=1.5,
         label="structural bound",
     )
-    for flag, colour in FLAG_COLOURS.items():
-        of_flag = [i for i, s in enumerate(spectra) if s.rank.flag == flag]
-        if of_flag:
-            middle = np.array([(spectra[i].rank.lo + spectra[i].rank.hi) / 2 for i in of_flag])
-            half = np.array([(spectra[i].rank.hi - spectra[i].rank.lo) / 2 for i in of_flag])
-            axes.errorbar(of_flag, middle, yerr=half, fmt="o", color=colour, ms=6, capsize=4, label=f"rank, {flag}")
+    sure = sorted({s.rank.confidence for s in spectra})
+    for words in sorted({s.rank.words for s in spectra}):
+        alike = [i for i, s in enumerate(spectra) if s.rank.words == words]
+        first = spectra[alike[0]].rank
+        middle = np.array([(spectra[i].rank.lo + spectra[i].rank.hi) / 2 for i in alike])
+        half = np.array([(spectra[i].rank.hi - spectra[i].rank.lo) / 2 for i in alike])
+        axes.errorbar(
+            alike,
+            middle,
+            yerr=half,
+            fmt=MARKERS[sure.index(first.confidence) % len(MARKERS)],
+            color=FLAG_COLOURS[first.flag],
+            ms=6,
+            capsize=4,
+            label=f"rank, {words}",
+        )
     for i, s in enumerate(spectra):
         if count <= 16:
             axes.annotate(
@@ -126,7 +138,7 @@ def _lowest_drawn(s: Spectrum) -> float:
 
 def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
     index = np.arange(1, len(s.values) + 1)
-    drawn = np.maximum(s.values, smallest)
+    drawn = np.maximum(s.values.astype(np.float64), smallest)
     zero = s.values == 0
     noise = (s.codes == 0) & ~zero
     axes.plot(index[s.codes == 2], drawn[s.codes == 2], color=SIGNAL, lw=2.2, label="signal (above 3 floors)")
@@ -155,7 +167,7 @@ def _panel(axes: Axes, s: Spectrum, smallest: float) -> None:
         _mark_cliff(axes, s)
     axes.set_yscale("log")
     axes.set_ylim(bottom=smallest)
-    axes.set_title(f"{s.name}: rank {s.rank} of {s.size} ({s.rank.flag})", fontsize=8.5, loc="left")
+    axes.set_title(f"{s.name}: rank {s.rank} of {s.size} ({s.rank.words})", fontsize=8.5, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
 
@@ -165,7 +177,7 @@ def _mark_cliff(axes: Axes, s: Spectrum) -> None:
     assert s.cliff is not None
     axes.axvline(s.cliff.index, color="black", lw=0.7, ls=":")
     left = s.cliff.index < 0.6 * len(s.values)
-    ratio = s.cliff.ratio
+    ratio = min(s.cliff.ratio, 1e300)
     least = f"$10^{{{np.floor(np.log10(ratio)):.0f}}}$" if ratio >= 100 else f"{np.floor(ratio):.0f}"
     fall = f"\nfalls ≥ {least}-fold" if ratio >= 10 else ""
     axes.annotate(

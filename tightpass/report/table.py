@@ -26,13 +26,13 @@ def _row(s: Spectrum) -> dict[str, Any]:
         "rank_low": s.rank.lo,
         "rank_high": s.rank.hi,
         "flag": s.rank.flag,
+        "confidence": s.rank.confidence,
         "size": s.size,
         "known": len(s.values),
         "bound": bound.rank,
         "bound_reason": bound.reason,
         "sigma_1": float(s.values[0]),
         "floor": s.floor.total,
-        "floor_confidence": s.floor.confidence,
         "conventional": s.floor.conventional,
         "signal": int((s.codes == 2).sum()),
         "doubtful": int((s.codes == 1).sum()),
@@ -104,8 +104,8 @@ def rich_table(spectra: Sequence[Spectrum], title: str) -> Table:
             str(s.rank),
             str(s.size),
             str(s.evidence.bounds[0].rank),
-            s.rank.flag + (f", {s.evidence.kinks} kinks" if s.evidence.kinks else ""),
-            f"10^{math.floor(math.log10(s.cliff.ratio))}" if s.cliff and s.cliff.ratio >= 10 else _ratio(s.cliff),
+            s.rank.words + (f", {s.evidence.kinks} kinks" if s.evidence.kinks else ""),
+            _cliff(s.cliff),
             f"{_ratio(s.knees[0])} @ {s.knees[0].index}" if s.knees else "–",
             f"{m.stable_rank:.1f}",
             *(f"> {len(s.values)}" if k is None else str(k) for k in m.energy_ranks[:2]),
@@ -116,9 +116,16 @@ def rich_table(spectra: Sequence[Spectrum], title: str) -> Table:
 
 
 CAPTION = (
-    "rank: directions above twice the noise floor · bound: the most that structure allows · cliff: the fall into the floor\n"
+    "rank: directions above twice the noise floor · flag: whether the interval is one number, and how surely the floor holds\n"
+    "bound: the most that structure allows · cliff: the fall into the floor\n"
     "knee: the steepest fall above it @ its index · stable: ‖J‖_F²/σ₁² · 90 %, 99 %: directions that carry that share of ‖J‖_F²"
 )
+
+
+def _cliff(fall: Fall | None) -> str:
+    if fall is None or fall.ratio < 10 or math.isinf(fall.ratio):
+        return _ratio(fall)
+    return f"10^{math.floor(math.log10(fall.ratio))}"
 
 
 def _ratio(fall: Fall | None) -> str:

@@ -67,6 +67,11 @@ def _dataset(records: list[Record], provenance: dict[str, Any], token_ids: list[
             "rank_low": ("job", [s.rank.lo for s in spectra]),
             "rank_high": ("job", [s.rank.hi for s in spectra]),
             "rank_flag": ("job", [s.rank.flag for s in spectra]),
+            "rank_confidence": (
+                "job",
+                [s.rank.confidence for s in spectra],
+                {"long_name": "how surely the floor holds, and with it the flag"},
+            ),
             "identity": ("job", [r.identity for r in records]),
             "detail": (
                 "job",
@@ -151,6 +156,7 @@ def check_derived(path: Path, s: Spectrum) -> None:
             and float(row["floor"]) == s.floor.total
             and (int(row["rank_low"]), int(row["rank_high"])) == s.rank.interval
             and str(row["rank_flag"].values) == s.rank.flag
+            and ("rank_confidence" not in row or str(row["rank_confidence"].values) == s.rank.confidence)
         )
     if not same:
         raise VerificationError(f"{path}: labels, floor or rank of {s.name} do not follow from its singular values")
