@@ -218,7 +218,7 @@ def block_diagonal(blocks):
 def test_every_block_is_within_the_bound(d, T, dtype):
     """Blocks of integers, among which one of equal entries is decomposed worst; its values are known."""
     rng = np.random.default_rng(0)
-    for odd in (T - 4, 4):
+    for odd in (4, T - 4):
         blocks = rng.integers(-40, 41, (T, d, d)).astype(dtype)
         entry = int(46 / np.sqrt(d))
         blocks[odd] = entry
