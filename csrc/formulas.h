@@ -32,18 +32,19 @@ TIGHTPASS_BOTH double square_root(double x) {
 #endif
 }
 
-// Fernando's Sturm count for σ < τ, on numbers or on vectors of them: the pivot of a row from s and d², and the next
-// row's s. A pivot of almost nothing is replaced before its sign is counted.
-template <class V>
-TIGHTPASS_BOTH V sturm_pivot(V s, V d2, V least) {
-  const V pivot = s + d2;
-  return (pivot < least) & (pivot > -least) ? -least : pivot;
-}
+// Fernando's Sturm count for σ < τ, on numbers or on vectors of them: s of the next row, from that of this one and its
+// pivot s + d². A pivot that is not zero is at least 2^-54 of |s|, so that its quotient is harmless. One of zero is taken
+// for 2^-60·d², far less than a rounding: σ = τ is not below τ. Where the pivot is s, as where both are infinite,
+// the quotient is 1.
 template <class V>
 TIGHTPASS_BOTH V sturm_next(V s, V pivot, V e2, V tau2) {
-  return s / pivot * e2 - tau2;
+  V quotient = s / pivot;
+  quotient = pivot == 0 ? V{} - 0x1p60 : quotient;
+  quotient = pivot == s ? V{} + 1 : quotient;
+  return quotient * e2 - tau2;
 }
-constexpr double kLeastPivot = 0x1p-990;  // times the largest e²: no quotient of what follows leaves the range
+// τ², where it would underflow the least that does not: zeros are below every τ.
+TIGHTPASS_BOTH double sturm_shift(double tau) { return tau > 0x1p-511 ? tau * tau : 0x1p-1022; }
 
 // Where a bracket of singular values is cut: in the middle, or in that of the logarithms where it spans decades.
 TIGHTPASS_BOTH double bisection_cut(double low, double high, double absolute) {

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from tightpass.errors import InputError
+import tightpass as tp
+from tightpass.errors import InputError, InstallationError
 from tightpass.kernels import native, ops, reference
 from tightpass.report.doctor import diagnosis
 
@@ -308,6 +309,40 @@ def test_the_reference_takes_over_where_it_is_asked_for(tmp_path):
     environment = os.environ | {native.SWITCH: "reference"}
     done = in_a_process(program, tmp_path, environment)
     assert done.stdout.startswith("reference"), done.stderr
+
+
+class Without:
+    """The real extension, less one of its operations."""
+
+    def __init__(self, missing):
+        self.missing = missing
+
+    def __getattr__(self, name):
+        if name == self.missing:
+            raise AttributeError(name)
+        return getattr(REAL, name)
+
+
+REAL = native.extension
+CALLS = {
+    "norm_right_float32": lambda: ops.norm_right(torch.ones(2, 3), torch.zeros(3), 1.0, torch.empty(2, 3)),
+    "product_float64": lambda: ops.product(np.ones((5, 7)), np.ones((7, 2))),
+    "two_stage_float64": lambda: tp.svdvals(np.eye(5)),
+    "two_stage_float32": lambda: tp.svdvals(np.eye(500, dtype=np.float32), overwrite=True),
+    "sturm_counts_float64": lambda: ops.sturm_counts(np.ones(3), np.zeros(2), np.ones(1)),
+}
+
+
+@pytest.mark.skipif(native.extension is None, reason="no compiled kernels")
+@pytest.mark.parametrize("operation", CALLS)
+def test_an_operation_that_the_extension_lacks_is_an_error(operation, monkeypatch):
+    """A library of another version, while `doctor` says that kernels are native."""
+    name, _, dtype = operation.rpartition("_")
+    monkeypatch.setattr(native, "extension", Without(f"cpu_{operation}"))
+    with pytest.raises(InstallationError, match=f"lack {name} in {dtype}.*\n.*Install it anew"):
+        CALLS[operation]()
+    monkeypatch.setattr(native, "extension", None)
+    CALLS[operation]()
 
 
 def test_a_broken_extension_raises(tmp_path):

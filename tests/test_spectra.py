@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
-from svd_matrices import reference
+from svd_matrices import hostile, reference
 
 import tightpass as tp
 from tightpass.errors import VerificationError
 from tightpass.jacobian.operator import Panel
 from tightpass.jacobian.written import Written
-from tightpass.spectra import dense, exact, lapack, twostage, verify
+from tightpass.kernels import native
+from tightpass.spectra import batched, dense, exact, lapack, twostage, verify
 
 
 def with_spectrum(sigma, rows=None, seed=0):
@@ -204,14 +206,120 @@ def test_counts_by_the_gram_matrix_beyond_the_augmented_size(monkeypatch):
         verify.check_counts(A, wrong)
 
 
-def test_no_block_is_sampled_twice():
-    found = exact.singular_values(source_of(with_spectrum(np.geomspace(1, 0.1, 5)), diagonal=9))
-    assert len(found.sample) == exact.SAMPLED_BLOCKS
-    tops = [float(sigma[0]) for _, sigma in found.sample]
-    assert len(set(tops)) == len(tops)
-    assert tops[0] == pytest.approx(9)
-    one = exact.singular_values(source_of(np.eye(3), diagonal=1))
-    assert len(one.sample) == 1
+def block_diagonal(blocks):
+    """A source of these (T, m, n) blocks."""
+    count, m, n = blocks.shape
+    rows = tuple(range(count))
+    return Written(tp.BlockDiagonal(), (m * count, n * count), m, n, [Panel(rows, rows, torch.from_numpy(blocks))])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("d", "T"), [(33, 12), (512, 12), (300, 7), (300, 5)])
+def test_every_block_is_within_the_bound(d, T, dtype):
+    """Blocks of integers, among which one of equal entries is decomposed worst; its values are known."""
+    rng = np.random.default_rng(0)
+    for odd in (4, T - 4):
+        blocks = rng.integers(-40, 41, (T, d, d)).astype(dtype)
+        entry = int(46 / np.sqrt(d))
+        blocks[odd] = entry
+        found = exact.singular_values(block_diagonal(blocks))
+        error, checks = exact.cross_check(found)
+        own = found.values[found.blocks == odd]
+        assert np.abs(own - np.r_[d * entry, np.zeros(d - 1)]).max() <= error.bound
+        certain = d <= 256 or T <= 6
+        assert error.confidence == ("certain" if certain else "99.9 %")
+        assert error.chance == (0.0 if certain else pytest.approx(9e-4))
+        assert f"({T} of {T} blocks)" in error.method
+        assert len(checks) >= 2
+        if dtype == np.float32:
+            assert error.bound <= 4 * np.finfo(dtype).eps * found.values[0]
+
+
+def hadamard_factors(T=8, d=512, n=25):
+    """C (n, d) and B (n, d) of each token, exactly: √d-fold orthonormal rows of signs, those of B times whole weights."""
+    H = scipy.linalg.hadamard(d).astype(np.float64)
+    weights = np.random.default_rng(1).integers(1, 1000, (T, n)).astype(np.float64)
+    return [(H[3 : 3 + n], w[:, None] * H[100 : 100 + n]) for w in weights], np.sort(weights, axis=1)[:, ::-1] * d
+
+
+@pytest.mark.parametrize("d", [128, 512])
+def test_blocks_by_their_factors_are_within_the_bound(d):
+    factors, sigma = hadamard_factors(d=d, n=25)
+    blocks = np.stack([C.T @ B for C, B in factors])
+    found = exact.singular_values(block_diagonal(blocks), factors=lambda t: factors[t])
+    error, _ = exact.cross_check(found)
+    for t, known in enumerate(sigma):
+        own = found.values[found.blocks == t]
+        assert np.abs(own[:25] - known).max() <= error.bound
+        assert not own[25:].any()
+    assert "factors" in error.method or error.confidence == "certain"
+    assert error.chance <= 9e-4 * (1 + 1e-9)
+
+
+def test_factors_of_another_block_are_left_aside():
+    """The right energy, and even the right values: only probes see that they are not this block's."""
+    (C, B), *_ = hadamard_factors(T=1)[0]
+    A = C.T @ B
+    right = batched._probed(A, (C, B), 1e-4)
+    assert right.route == "factors"
+    turned = batched._probed(A, (C, B[:, ::-1].copy()), 1e-4)
+    assert turned.route != "factors"
+    assert np.abs(turned.values - right.values).max() <= turned.error.bound + right.error.bound
+
+
+def test_a_block_of_no_active_unit_is_zero():
+    empty = np.zeros((0, 300))
+    factors = [(empty, empty)] * 7
+    found = exact.singular_values(block_diagonal(np.zeros((7, 300, 300))), factors=lambda t: factors[t])
+    assert not found.values.any()
+    assert exact.cross_check(found)[0].bound == 0
+
+
+def test_the_chance_of_the_probes_is_that_of_a_chi_square():
+    for chance in (9e-4, 9e-4 / 64, 0.05):
+        assert twostage.quantile(chance) ** 2 == pytest.approx(scipy.stats.chi2.ppf(chance, twostage.PROBES), rel=1e-9)
+    rng = np.random.default_rng(0)
+    u, v = rng.standard_normal(7), rng.standard_normal(5)
+    E = np.outer(u, v) / np.linalg.norm(u) / np.linalg.norm(v)  # ‖E‖₂ = 1, the hardest to see
+    seen = np.array([np.linalg.norm(E @ rng.standard_normal((5, twostage.PROBES))) for _ in range(20000)])
+    assert np.mean(seen < twostage.quantile(0.05)) == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [90, 480])
+def test_what_orthogonality_loses_is_in_the_bound(n, dtype, monkeypatch):
+    """A reduction whose Q grows by some roundings: B fits the probes, which are turned by the same Q, and not A."""
+    A = np.diag(np.arange(n, 0, -1)).astype(dtype)
+    grown, honest = 1 + 5 * float(np.finfo(dtype).eps) * np.sqrt(n), twostage.ops.two_stage
+
+    def faulty(*given):
+        d, e, values, told = honest(*given)
+        return d * grown, e * grown, (values * grown).astype(dtype), told | {"left_after": told["left_after"] * grown}
+
+    if native.extension is None:
+        pytest.skip("no compiled kernels")
+    monkeypatch.setattr(twostage.ops, "two_stage", faulty)
+    values, B = twostage.two_stage(A)
+    assert np.abs(values - np.arange(n, 0, -1)).max() <= twostage.svd_error(B, float(values[0])).bound
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", ["gaussian", "ones", "läuchli", "kahan"])
+def test_the_loss_of_orthogonality_is_below_its_model(name, dtype):
+    A = np.ascontiguousarray(hostile(45, dtype)[name])
+    (m, n), width, step = A.shape, 16, 6
+    rows = n + 2 * width
+    left, right = np.zeros((m, 0)), np.zeros((n, 0))
+    for start in range(0, max(m, n), step):
+        band, Q, P = (np.zeros((max(m, rows), k), dtype)[: rows if k > step else None] for k in (3 * width, step, step))
+        band, P = band[:rows].copy(), P[:rows].copy()
+        for j in range(step):
+            Q[min(start + j, len(Q) - 1), j] = P[min(start + j, len(P) - 1), j] = 1
+        twostage.ops.band_reduction(A.copy(), band, Q, P, width)
+        twostage.ops.bulge_chase(band, Q[:rows], P, n, width)
+        left, right = np.hstack([left, Q[:m]]), np.hstack([right, P[:n]])
+    both = [np.linalg.norm(X[:, :k].T @ X[:, :k] - np.eye(k), 2) for X, k in ((left, m), (right, n))]
+    assert sum(both) / 2 <= twostage.loss(1.0, m, dtype)
 
 
 def test_a_failing_route_is_followed_by_the_next(monkeypatch):
@@ -227,10 +335,10 @@ def test_a_failing_route_is_followed_by_the_next(monkeypatch):
         return 1.01 * lapack.gesdd(A)
 
     bad, good = ("wrong", dense.by_lapack(wrong)), ("gesvd", dense.by_lapack(lapack.gesvd))
-    monkeypatch.setattr(dense, "routes", lambda A, threads=None: [("failing", failing), good])
+    monkeypatch.setattr(dense, "routes", lambda *_: [("failing", failing), good])
     assert np.allclose(dense.verified(A).values, np.geomspace(1, 1e-3, 30))
     assert calls == ["first"]
-    monkeypatch.setattr(dense, "routes", lambda A, threads=None: [("failing", failing), bad])
+    monkeypatch.setattr(dense, "routes", lambda *_: [("failing", failing), bad])
     with pytest.raises(VerificationError, match="failing: did not converge; wrong: Σσ²"):
         dense.verified(A)
 

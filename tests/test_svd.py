@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
@@ -134,6 +135,67 @@ def test_counts_agree_with_values(n):
     taus = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [values[0] * 1.1]])
     expected = [int((values < tau).sum()) for tau in taus]
     assert ops.sturm_counts(d, e, taus).tolist() == expected
+
+
+WAYS = [ops.sturm_counts, reference_svd.sturm_counts]
+
+
+@pytest.mark.parametrize("count", WAYS, ids=["compiled", "reference"])
+@pytest.mark.parametrize("scale", [1.0, 1e-144, 1e144])
+def test_a_shift_on_a_value_of_a_diagonal_matrix_counts_what_is_strictly_below(count, scale):
+    d = np.array([786432.0, 600000.0, 3.0, 2.0, 1.0]) * scale
+    taus = np.array([600000.0, 600001.0, 3.0, 1.0, 786433.0]) * scale
+    assert count(d, np.zeros(4), taus).tolist() == [3, 4, 2, 0, 5]
+
+
+@pytest.mark.parametrize("count", WAYS, ids=["compiled", "reference"])
+def test_a_pivot_of_nothing_over_nothing(count):
+    """[[3, 4, 0], [0, 0, 2], [0, 0, 5]] has √29, 5 and 0; at τ = 5 its second pivot is 0 − 0."""
+    d, e = np.array([3.0, 0.0, 5.0]), np.array([4.0, 2.0])
+    at = count(d, e, np.array([4.999, 5.0, 5.001, 5.38, 5.39]))
+    assert at.tolist()[2:] == [2, 2, 3]
+    assert at[0] == 1
+    assert at[1] in (1, 2)
+
+
+whole = st.integers(-9, 9) | st.integers(-(10**6), 10**6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(whole, min_size=1, max_size=8), st.data(), st.sampled_from([0, -470, 470]))
+def test_counts_of_small_integer_matrices(d, data, power):
+    """Against 40 digits, at shifts on the values themselves; near the ends of the range as well. Where a shift is a value,
+    rounding decides; in a diagonal matrix nothing is rounded."""
+    e = data.draw(st.lists(whole, min_size=len(d) - 1, max_size=len(d) - 1) | st.just([0] * (len(d) - 1)))
+    with mpmath.workdps(40):
+        B = mpmath.matrix(len(d), len(d))
+        for i, x in enumerate(d):
+            B[i, i] = x
+            if i + 1 < len(d):
+                B[i, i + 1] = e[i]
+        exact = [abs(x) for x in d] if not any(e) else list(mpmath.svd_r(B, compute_uv=False))
+        taus = [float(t) for s in exact for t in (s, s + 1, s / 2, s * 1.1) if t > 1e-9] or [1.0]
+        least = [sum(s < t * (1 - 1e-13 * any(e)) - 1e-25 for s in exact) for t in taus]
+        most = [sum(s < t * (1 + 1e-13 * any(e)) for s in exact) for t in taus]
+    for count in WAYS:
+        found = count(*(np.ldexp(np.array(x, dtype=float), power) for x in (d, e, taus)))
+        assert np.all(least <= found), (taus, found, least)
+        assert np.all(found <= most), (taus, found, most)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30), st.sampled_from(DTYPES), st.booleans())
+def test_values_of_integer_diagonals_are_the_integers(d, dtype, overwrite):
+    A = np.diag(np.array(d, dtype=dtype))
+    eps = float(np.finfo(dtype).eps)
+    assert np.abs(tp.svdvals(A, overwrite) - np.sort(d)[::-1]).max() <= eps * max(d)
+
+
+def test_a_diagonal_matrix_is_decomposed_where_it_lies():
+    """The shift above the third value, by which it is checked, is the second value exactly."""
+    d = np.array([524288, 458752.0625, 458752, 3, 2, 1], np.float32)
+    values = tp.svdvals(np.diag(d), overwrite=True)
+    assert np.abs(values - d).max() <= float(np.finfo(np.float32).eps) * 524288
 
 
 def test_count_above_without_values():

@@ -28,6 +28,12 @@ class VerificationError(TightpassError, ArithmeticError):
     exit_code = 4
 
 
+class InstallationError(TightpassError, RuntimeError):
+    """Parts of the package that do not belong together: nothing to fall back on in silence (exit code 4)."""
+
+    exit_code = 4
+
+
 class DoesNotFitError(TightpassError, MemoryError):
     """The given memory or disk is too small (exit code 5)."""
 

@@ -23,8 +23,9 @@ from tightpass.models.tokens import check_count
 from tightpass.prompts import texts_of
 from tightpass.rank.leading import DEFAULT_K
 from tightpass.rank.verdict import check_k, check_method
+from tightpass.spectra.batched import is_referenced
 from tightpass.spectra.choose import choose, dense_bytes
-from tightpass.spectra.exact import SAMPLED_BLOCKS, WIDENED
+from tightpass.spectra.exact import WIDENED
 from tightpass.spectra.krylov import BASIS_BYTES, BLOCK
 from tightpass.spectra.verify import AUGMENTED, SMALL
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
@@ -37,6 +38,8 @@ ARENA_FACTOR = 6
 
 REFERENCE_ARRAYS = 16
 """Float64 arrays of a matrix's size that `reference_values` holds."""
+PROBED_ARRAYS = 6
+"""And an SVD by probes, with the factors."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +164,9 @@ def _working_bytes(T: int, d: int, diagonal: bool, size: int, width: int) -> int
     products = ARENA_FACTOR * max(ARENA_BYTES, T * width * size)
     if diagonal:
         panel = min(T * d * d, max(PANEL_ELEMENTS, d * d))
-        workers = min(torch.get_num_threads(), SAMPLED_BLOCKS)
-        # two panels in either precision, and those being compared; then the sampled blocks and their references
-        return products + max(6 * panel * 8, (SAMPLED_BLOCKS + workers * REFERENCE_ARRAYS) * d * d * 8)
+        each = REFERENCE_ARRAYS if is_referenced((d, d), T) else PROBED_ARRAYS
+        # two panels in either precision, and those being compared; or one, and what its blocks' SVDs need
+        return products + max(6 * panel * 8, panel * 8 + min(torch.get_num_threads(), T) * each * d * d * 8)
     dense = dense_bytes((T * d, T * d), np.dtype(f"float{8 * size}"))
     if T * d <= SMALL:
         dense += REFERENCE_ARRAYS * (T * d) ** 2 * 8

@@ -11,27 +11,26 @@ constexpr int kTogether = kWide * kChains;  // shifts that are counted at once
 using Doubles = Vector<double>;
 typedef long long Counts __attribute__((vector_size(kVectorBytes)));
 
-// d² and e², and the smallest pivot that is taken as it is
+// d² and e², and a bound on ‖B‖
 struct Squares {
   const double* d2;
   const double* e2;  // the last is 0
   Index n;
-  double least_pivot, bound;
+  double bound;
 };
 
 Squares squares_of(const View<const double, 1>& d, const View<const double, 1>& e, double* room) {
   const Index n = d.shape[0];
-  double largest = 0, before = 0, bound = 0;
+  double before = 0, bound = 0;
   for (Index i = 0; i < n; ++i) {
     const double off = i + 1 < n ? e(i) : 0.0, mine = d(i) < 0 ? -d(i) : d(i), beside = off < 0 ? -off : off;
     room[i] = d(i) * d(i);
     room[n + i] = off * off;
-    if (room[n + i] > largest) largest = room[n + i];
     const double reach = mine + (beside > before ? beside : before);  // ‖B‖ ≤ max of row and column sums
     if (reach > bound) bound = reach;
     before = beside;
   }
-  return {room, room + n, n, kLeastPivot * (largest > 1 ? largest : 1.0), bound * (1 + 0x1p-40)};
+  return {room, room + n, n, bound * (1 + 0x1p-40)};
 }
 
 // #{σ < tau} for kTogether shifts
@@ -39,16 +38,14 @@ void count(const Squares& squares, const double* taus, Counts* counts) {
   Doubles tau2[kChains], s[kChains];
   Counts below[kChains] = {};
   for (int c = 0; c < kChains; ++c) {
-    const Doubles tau = load(taus + c * kWide);
-    tau2[c] = tau * tau;
+    for (int lane = 0; lane < kWide; ++lane) tau2[c][lane] = sturm_shift(taus[c * kWide + lane]);
     s[c] = -tau2[c];
   }
-  const Doubles least = squares.least_pivot - Doubles{};
   for (Index i = 0; i < squares.n; ++i) {
     const Doubles d2 = squares.d2[i] - Doubles{}, e2 = squares.e2[i] - Doubles{};
 #pragma GCC unroll 8
     for (int c = 0; c < kChains; ++c) {
-      const Doubles pivot = sturm_pivot(s[c], d2, least);
+      const Doubles pivot = s[c] + d2;
       below[c] -= pivot < 0;
       s[c] = sturm_next(s[c], pivot, e2, tau2[c]);
     }

@@ -156,6 +156,16 @@ void test_products(Index m, Index n, Index width, int threads) {
   check(ay, n, m, [&](Index j, Index k) { return A(k, j); }, [&](Index k, Index c) { return y[std::size_t(k * width + c)]; }, "adjoint_product");
 }
 
+// Shifts on the values of a diagonal matrix, where pivots are zero: what is strictly below.
+void test_counts(double scale) {
+  const double d[] = {786432 * scale, 600000 * scale, 3 * scale, 2 * scale, scale}, e[4] = {};
+  const double taus[] = {600000 * scale, 600001 * scale, 3 * scale, scale, 0};
+  const Index expected[] = {3, 4, 2, 0, 0};
+  Index counts[5] = {};
+  cpu::run(SturmCounts{{d, {5}, {1}}, {e, {4}, {1}}, {taus, {5}, {1}}, {counts, {5}, {1}}}, 1);
+  for (Index i = 0; i < 5; ++i) expect(counts[i] == expected[i], "sturm_counts", 5, i, double(counts[i]));
+}
+
 template <class T>
 void test_all() {
   for (const auto& [m, n] : {std::pair<Index, Index>{1, 1}, {3, 70}, {70, 3}, {131, 40}, {40, 131}, {1500, 600}})
@@ -174,6 +184,7 @@ void test_all() {
 int main() {
   test_all<float>();
   test_all<double>();
+  for (const double scale : {1.0, 1e-144, 1e144}) test_counts(scale);
   std::printf("%s: %d failures\n", cpu::instruction_set(), failures);
   return failures != 0;
 }

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from array_api_compat import array_namespace
 
-from tightpass.errors import InputError
+from tightpass.errors import InputError, InstallationError
 from tightpass.kernels import native, reference, reference_svd
+from tightpass.kernels.forks import check_threads
 
 Array = Any
 DTYPES = ("float32", "float64")
@@ -164,17 +165,30 @@ class _Call:
         self.kept.append(indices)
         return indices
 
+    def kernel(self) -> Any | None:
+        """The compiled kernel, or None where there is none for this device: the whole extension may be absent, and on a GPU
+        the library may have the operation.
+
+        Raises InstallationError where the extension lacks one of the processor's.
+        """
+        on_gpu = self.device.startswith("cuda")
+        if native.extension is None or not (self.device == "cpu" or (on_gpu and native.extension.cuda_built())):
+            return None
+        compiled = getattr(native.extension, f"{'cuda' if on_gpu else 'cpu'}_{self.operation}_{self.dtype}", None)
+        if compiled is None and not on_gpu:
+            raise InstallationError(
+                f"the compiled kernels lack {self.operation} in {self.dtype}: they are not of this version of the "
+                f"package.\nInstall it anew, or set {native.SWITCH}=reference to do without them"
+            )
+        return compiled
+
     def run(self, threads: int | None, stream: int | None) -> bool:
         """Runs the compiled kernel; False where there is none for this device."""
         on_gpu = self.device.startswith("cuda")
         if stream is not None and not on_gpu:
             raise InputError(f"stream: expected None for arrays on {self.device}, got {stream}")
-        if not on_gpu and self.device != "cpu":
-            return False
-        if native.extension is None or (on_gpu and not native.extension.cuda_built()):
-            return False
-        compiled = getattr(native.extension, f"{'cuda' if on_gpu else 'cpu'}_{self.operation}_{self.dtype}", None)
-        if compiled is None:  # the GPU's library has it
+        compiled = self.kernel()
+        if compiled is None:
             return False
         if on_gpu:
             with _on_device(self.first):
@@ -188,12 +202,13 @@ class _Call:
 
     @staticmethod
     def threads(wanted: int | None) -> int:
-        """As many as torch uses where none are asked for."""
+        """As many as torch uses where none are asked for. Raises InputError where they would never come."""
         count = torch.get_num_threads() if wanted is None else wanted
         if count < 1:
             raise InputError(f"threads: expected at least 1, got {count}")
-        # more threads than the system grants would end the process
-        return min(count, CORES)
+        count = min(count, CORES)  # more threads than the system grants would end the process
+        check_threads(count)
+        return count
 
 
 def _beside(values: np.ndarray, like: Array) -> Array:
@@ -504,13 +519,13 @@ def two_stage(
         call.add("a", a, (m, n))
     call.add("probes", probes, (4, n), rows=True)
     call.check_apart()
-    if native.extension is None or call.device != "cpu":
+    compiled = call.kernel() if call.device == "cpu" else None
+    if compiled is None:
         return None
     d, e, values = np.empty(n), np.empty(n - 1), np.empty(n, dtype=call.dtype)
     for name, made in (("d", d), ("e", e), ("values", values)):  # fresh: nothing to check
         call.given[name] = made.__array_interface__["data"][0], made.shape, (1,)
     call.given |= {"width": width, "in_place": in_place}
-    compiled = getattr(native.extension, f"cpu_two_stage_{call.dtype}")
     return d, e, values, compiled(call.given, call.threads(threads))
 
 

@@ -143,16 +143,17 @@ def _clear(x: Any) -> tuple[Any, float]:
 
 
 def sturm_counts(d: Values, e: Values, taus: Values) -> NDArray[np.int64]:
-    """`ops.sturm_counts`: negative pivots of BᵀB − τ²I (Fernando 1998)."""
+    """`ops.sturm_counts`: negative pivots of BᵀB − τ²I (Fernando 1998). What becomes of a pivot of zero is said in
+    csrc/formulas.h."""
     d2, e2 = d**2, np.append(e**2, 0.0)
-    least = 2.0**-990 * max(1.0, float(e2.max()))
-    shifts = taus**2
+    shifts = np.where(taus > 2.0**-511, taus, 2.0**-511) ** 2
     s, counts = -shifts, np.zeros(len(taus), dtype=np.int64)
-    for i in range(len(d)):
-        pivot = s + d2[i]
-        pivot = np.where(np.abs(pivot) < least, -least, pivot)
-        counts += pivot < 0
-        s = s / pivot * e2[i] - shifts
+    with np.errstate(all="ignore"):
+        for i in range(len(d)):
+            pivot = s + d2[i]
+            counts += pivot < 0
+            quotient = np.where(pivot == s, 1.0, np.where(pivot == 0, -(2.0**60), s / pivot))
+            s = quotient * e2[i] - shifts
     return np.where(taus > 0, counts, 0)
 
 

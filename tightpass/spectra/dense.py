@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from tightpass.kernels.ops import dtype_name
 from tightpass.kernels.reference_svd import beside, on_host
 from tightpass.spectra import device
 from tightpass.spectra.lapack import gesdd, gesvd
-from tightpass.spectra.twostage import svd_error, two_stage
-from tightpass.spectra.verify import SvdError, check_dense, check_values, squared_norm
+from tightpass.spectra.twostage import Bidiagonal, svd_error, two_stage
+from tightpass.spectra.verify import CERTAIN, SvdError, check_dense, check_values, measured_error, squared_norm
 
 Matrix = Any
 
@@ -33,15 +33,20 @@ class Answer:
 
 
 BASIC = "finite, non-negative, sorted, Σσ² = ‖J‖_F²"
+REFERENCE = "every value against a reference of more precision"
 
 
-def by_two_stage(A: Matrix, overwrite: bool = False, threads: int | None = None) -> Answer:
+Bound = Callable[[Bidiagonal, float], SvdError]
+"""Of the two-stage route's error, from its bidiagonal matrix and σ₁."""
+
+
+def by_two_stage(A: Matrix, overwrite: bool = False, threads: int | None = None, bound: Bound = svd_error) -> Answer:
     """The two-stage route. Raises VerificationError if its own evidence is against it."""
     values, B = two_stage(A, overwrite, threads=threads)
     check_values(values.astype(np.float64) / B.scale, B.energy, B.shape, B.dtype)
     probed = "the reduction by four random probes, energy and norms"
     placed = "every value, tail included, by Sturm counts on both sides"
-    return Answer(values, "two-stage", svd_error(B, float(values[0])), (BASIC, probed, placed))
+    return Answer(values, "two-stage", bound(B, float(values[0])), (BASIC, probed, placed))
 
 
 def by_lapack(driver: Callable[[Matrix], Matrix]) -> Callable[[Matrix], Answer]:
@@ -60,7 +65,7 @@ def by_lapack(driver: Callable[[Matrix], Matrix]) -> Callable[[Matrix], Answer]:
 Routes = list[tuple[str, Callable[[Matrix], Answer]]]
 
 
-def routes(A: Matrix, threads: int | None = None) -> Routes:
+def routes(A: Matrix, threads: int | None = None, bound: Bound = svd_error) -> Routes:
     """Routes in the order in which they are tried; on a GPU the faster first."""
     host: Routes = [("gesdd", by_lapack(gesdd)), ("gesvd", by_lapack(gesvd))]
     if device.is_cupy(A):
@@ -69,20 +74,42 @@ def routes(A: Matrix, threads: int | None = None) -> Routes:
             own.append(("cuSOLVER", by_lapack(device.cusolver)))
         best = device.fastest((A.device.id, dtype_name(A.dtype), device.size_class(A.shape)), own, A)
         return sorted(own, key=lambda route: route[0] != best) + host
-    return [("two-stage", partial(by_two_stage, threads=threads)), *host] if native.extension is not None else host
+    if native.extension is None:
+        return host
+    return [("two-stage", partial(by_two_stage, threads=threads, bound=bound)), *host]
 
 
 def as_it_is(A: Matrix, answer: Answer) -> Answer:
     return answer
 
 
-def verified(A: Matrix, threads: int | None = None, examined: Callable[[Matrix, Answer], Answer] = as_it_is) -> Answer:
+def against_reference(A: Matrix, answer: Answer) -> Answer:
+    """With the error measured, of a small matrix. Raises VerificationError where a value is off beyond rounding."""
+    if answer.error.confidence == CERTAIN:
+        return answer  # it has been already
+    return replace(answer, error=measured_error(A, answer.values), checks=(*answer.checks, REFERENCE))
+
+
+def rounded(answer: Answer) -> Answer:
+    """To float32, of a float32 matrix that was decomposed in float64: what that gets wrong is nothing beside the rounding."""
+    rounding = float(np.finfo(np.float32).eps) / 2 * float(answer.values[0])
+    method = f"float64 SVD of the float32 matrix, values rounded; {answer.error.method}"
+    error = replace(answer.error, bound=answer.error.bound + rounding, method=method)
+    return replace(answer, values=answer.values.astype(np.float32), error=error, route=f"{answer.route} in float64")
+
+
+def verified(
+    A: Matrix,
+    threads: int | None = None,
+    examined: Callable[[Matrix, Answer], Answer] = as_it_is,
+    bound: Bound = svd_error,
+) -> Answer:
     """By the first route whose answer passes its checks, and the examination where one is given.
 
     Raises VerificationError with what each said if none does.
     """
     problems = []
-    for name, route in routes(A, threads):
+    for name, route in routes(A, threads, bound):
         try:
             return examined(A, route(A))
         except (np.linalg.LinAlgError, VerificationError) as error:

@@ -6,8 +6,9 @@ shard on disk. Block-diagonal sources cost one small SVD a token, others one den
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,19 +20,17 @@ from tightpass.kernels import native
 from tightpass.kernels.ops import dtype_name
 from tightpass.kernels.reference_svd import on_host
 from tightpass.spectra import device
-from tightpass.spectra.batched import Factors, block_values
+from tightpass.spectra.batched import Factors, block_answers, largest
 from tightpass.spectra.choose import Route, choose
-from tightpass.spectra.dense import BASIC, Answer, by_two_stage, verified
+from tightpass.spectra.dense import BASIC, Answer, against_reference, by_two_stage, rounded, verified
 from tightpass.spectra.gram import gram_values
 from tightpass.spectra.krylov import svds
-from tightpass.spectra.verify import SMALL, SvdError, check_values, measured_error, squared_norm, tolerance
+from tightpass.spectra.verify import SMALL, SvdError, check_values, squared_norm, tolerance
 from tightpass.structure import BlockDiagonal, Structure
 
 Matrix = NDArray[np.floating[Any]]
-SAMPLED_BLOCKS = 6
 WIDENED = 4096
 """Up to this size float32 data is decomposed in float64, which takes twice the time, seconds, and leaves no error to bound."""
-REFERENCE = "every value against a reference of more precision"
 
 
 class Source(Protocol):
@@ -54,15 +53,13 @@ class Values:
 
     blocks     token of each value, for block-diagonal sources
     route      how they were computed, and why so
-    sample     of block-diagonal sources: blocks that were decomposed, with their values, for `cross_check`
-    answer     of one dense SVD: its own evidence
+    answer     the same with its evidence; of block-diagonal sources that of all blocks
     """
 
     values: Matrix
     blocks: NDArray[np.int64] | None
     route: str
-    sample: list[tuple[Matrix, Matrix]]
-    answer: Answer | None = None
+    answer: Answer
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def singular_values(source: Source, factors: Factors | None = None, memory: int 
     if route.name == "gram":
         return _of_gram(source, route)
     answer = _of_dense(source)
-    return Values(answer.values, None, f"{answer.route}, dense: {route.reason}", [], answer)
+    return Values(answer.values, None, f"{answer.route}, dense: {route.reason}", answer)
 
 
 def _dtype(source: Source) -> Any:
@@ -99,9 +96,9 @@ def _of_dense(source: Source) -> Answer:
     """In place, since J is large; where that answer is not to be trusted, J is put together again for the next route."""
     size = max(source.shape)
     if size <= SMALL:
-        return verified(on_host(assemble(source)), examined=_against_reference)
+        return verified(on_host(assemble(source)), examined=against_reference)
     if size <= WIDENED and _dtype(source) == np.float32:
-        return _in_float64(on_host(assemble(source)))
+        return rounded(verified(on_host(assemble(source)).astype(np.float64)))
     if native.extension is None:
         return verified(assemble(source))
     try:
@@ -113,27 +110,13 @@ def _of_dense(source: Source) -> Answer:
             raise VerificationError(f"{second}; at first: {error}") from None
 
 
-def _against_reference(A: Matrix, answer: Answer) -> Answer:
-    """Raises VerificationError where a value is off beyond rounding."""
-    return replace(answer, error=measured_error([(A, answer.values)]), checks=(*answer.checks, REFERENCE))
-
-
-def _in_float64(A: Matrix) -> Answer:
-    """Of float32 data: what float64 gets wrong is nothing beside the rounding of the values to float32."""
-    answer = verified(A.astype(np.float64))
-    rounding = float(np.finfo(np.float32).eps) / 2 * float(answer.values[0])
-    method = f"float64 SVD of the float32 matrix, values rounded; {answer.error.method}"
-    error = SvdError(answer.error.bound + rounding, method, answer.error.confidence)
-    return replace(answer, values=answer.values.astype(np.float32), error=error, route=f"{answer.route} in float64")
-
-
 def _of_gram(source: Source, route: Route) -> Values:
     """By the float64 Gram matrix, a panel at a time."""
 
     found = gram_values(_whole_rows(source), source.shape[1])
     checks = (BASIC,)
     answer = Answer(found.values, "gram", found.error, checks)
-    return Values(found.values, None, f"float64 Gram matrix: {route.reason}", [], answer)
+    return Values(found.values, None, f"float64 Gram matrix: {route.reason}", answer)
 
 
 def _whole_rows(source: Source) -> Iterator[tuple[Matrix, slice]]:
@@ -157,61 +140,28 @@ def _beside_each_other(columns: list[tuple[int, Matrix]], width: int) -> tuple[M
 
 
 def _of_blocks(source: Source, factors: Factors) -> Values:
-    values: list[Matrix] = []
+    count = source.shape[0] // source.d_out
+    answers: list[Answer] = []
     tokens: list[int] = []
-    energy, sample = 0.0, _Sample(SAMPLED_BLOCKS)
+    energy = 0.0
     for panel in source.panels():
-        found = block_values(panel.blocks, lambda t, at=panel.rows: factors(at[t]))  # type: ignore[misc]
-        blocks = panel.blocks.cpu().numpy()
-        energy += squared_norm(blocks)
-        values += found
+        answers += block_answers(panel.blocks, lambda t, at=panel.rows: factors(at[t]), count)  # type: ignore[misc]
+        energy += squared_norm(panel.blocks.cpu().numpy())
         tokens += panel.rows
-        for block, sigma in zip(blocks, found, strict=True):
-            sample.offer(block, sigma)
-    check_values(np.sort(np.concatenate(values))[::-1], energy, source.shape)
-    merged = np.concatenate(values)
+    merged = np.concatenate([answer.values for answer in answers])
     order = np.argsort(-merged, kind="stable")
+    values = merged[order]
+    check_values(values, energy, source.shape)
     route = choose(source.structure, source.shape, (source.d_out, source.d_in), merged.dtype)
-    return Values(merged[order], np.repeat(tokens, len(values[0]))[order], str(route), sample.chosen)
+    checks = Counter(check for answer in answers for check in answer.checks if check != BASIC)
+    words = (f"each block, and all: {BASIC}", *(f"{number} of {count} blocks: {c}" for c, number in checks.items()))
+    answer = Answer(values, str(route), largest([answer.error for answer in answers]), words)
+    return Values(values, np.repeat(tokens, len(answers[0].values))[order], str(route), answer)
 
 
 def cross_check(exact: Values) -> tuple[SvdError, tuple[str, ...]]:
-    """The tail of the spectrum by a second way, and a bound on the SVD's own error.
-
-    Returns the bound and what was checked, in words. Raises VerificationError on a contradiction.
-    """
-    if exact.answer is not None:
-        return exact.answer.error, exact.answer.checks
-    assert exact.blocks is not None
-    of = int(exact.blocks.max()) + 1
-    probed = f"{len(exact.sample)} of {of} blocks: {REFERENCE}"
-    return measured_error(exact.sample, of), (f"each block, and all: {BASIC}", probed)
-
-
-class _Sample:
-    """The block of the largest σ₁, and others spread over the stream, none twice."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.seen = size, 0
-        self.top: tuple[int, Matrix, Matrix] | None = None
-        self.others: list[tuple[int, Matrix, Matrix]] = []
-        self.rng = np.random.default_rng(0)
-
-    def offer(self, block: Matrix, sigma: Matrix) -> None:
-        """Reservoir sampling (Vitter 1985), beside the running maximum."""
-        number, self.seen = self.seen, self.seen + 1
-        if self.top is None or sigma[0] > self.top[2][0]:
-            self.top = (number, block.copy(), sigma)
-        if len(self.others) < self.size:
-            self.others.append((number, block.copy(), sigma))
-        elif (slot := int(self.rng.integers(self.seen))) < self.size:
-            self.others[slot] = (number, block.copy(), sigma)
-
-    @property
-    def chosen(self) -> list[tuple[Matrix, Matrix]]:
-        assert self.top is not None
-        others = [entry for entry in self.others if entry[0] != self.top[0]]
-        return [(block, sigma) for _, block, sigma in [self.top, *others[: self.size - 1]]]
+    """A bound on the SVD's own error, and what was checked, in words."""
+    return exact.answer.error, exact.answer.checks
 
 
 def assemble(source: Source) -> Any:

@@ -59,8 +59,7 @@ def reference_values(A: NDArray[np.floating[Any]]) -> Reference:
 
 def correction(A: Matrix, U: Matrix, S: Matrix, Vh: Matrix) -> Matrix:
     """F of the formula above, (n, n)."""
-    unit = np.eye(len(S))
-    left, right = minus_product(unit, U.T, U), minus_product(unit, Vh, Vh.T)
+    left, right = lost(U), lost(Vh.T)
     US = U * S
     rest = minus_product(A, US, Vh)
     rest -= minus_scaled(US, U, S) @ Vh
@@ -75,13 +74,19 @@ def perturbed(S: Matrix, F: Matrix) -> tuple[Matrix, float]:
     (G + Gᵀ)/2, up to ‖G‖²/(2 s̄); one at zero has the singular values of its own block. By Weyl no value is more
     than ‖F‖ from S.
     """
-    size = float(np.linalg.norm(F, 2))
+    size = norm_bound(F)
     if size == 0:
         return S, 0.0
-    values, worst = np.empty_like(S), 2 * size / APART
+    worst = 2 * size / APART
     edges = np.flatnonzero(-np.diff(S) > APART * size) + 1
-    for part in np.split(np.arange(len(S)), edges):
-        block, own = F[np.ix_(part, part)], S[part]
+    values = S + np.diagonal(F)  # of those that stand alone
+    if S[0] > APART * size:
+        worst = max(worst, size**2 / (2 * APART * size))
+    starts, stops = np.r_[0, edges], np.r_[edges, len(S)]
+    crowded = (stops - starts > 1) | (S[stops - 1] <= APART * size)
+    for start, stop in zip(starts[crowded], stops[crowded], strict=True):
+        part = slice(start, stop)
+        block, own = F[part, part], S[part]
         if own[-1] <= APART * size:
             values[part] = np.linalg.svd(np.diag(own) + block, compute_uv=False)
             worst = max(worst, 64 * float(np.finfo(np.float64).eps) * float(own[0] + size))
@@ -96,13 +101,38 @@ def perturbed(S: Matrix, F: Matrix) -> tuple[Matrix, float]:
     return np.sort(values)[::-1], worst + rounding
 
 
+def norm_bound(F: Matrix) -> float:
+    """A bound on ‖F‖₂, little above it: ‖FᵀF‖₂² ≤ ‖FᵀF·FᵀF‖₁."""
+    largest = float(np.max(np.abs(F)))
+    if largest == 0:
+        return 0.0
+    G = (F / largest).T @ (F / largest)
+    root = float(np.max(np.sum(np.abs(G @ G), axis=0)) ** 0.25)
+    return largest * root * (1 + 1e-10)
+
+
+def lost(U: Matrix) -> Matrix:
+    """I − UᵀU, as `minus_product` forms it; it is symmetric, and so are half of the products of slices."""
+    slices = _slices(U, _bits(len(U)), axis=0)
+    rest: Matrix = np.eye(U.shape[1])
+    for i, j in ((0, 0), (0, 1), (0, 2), (1, 1)):
+        product = slices[i].T @ slices[j]
+        rest -= product if i == j else product + product.T
+    return rest
+
+
+def _bits(depth: int) -> int:
+    """Of a slice: sums of so many products of two are exact."""
+    return math.floor((53 - math.log2(depth)) / 2)
+
+
 def minus_product(A: Matrix, X: Matrix, Y: Matrix) -> Matrix:
     """A − X·Y where the product nearly cancels A, to far less than one rounding of A.
 
     X and Y are cut into three slices of so few bits that products of slices are exact (Ozaki, Ogita, Oishi &
     Rump 2012); those that matter are taken off A from the largest to the smallest.
     """
-    bits = math.floor((53 - math.log2(X.shape[1])) / 2)
+    bits = _bits(X.shape[1])
     left, right = _slices(X, bits, axis=1), _slices(Y, bits, axis=0)
     rest = A.copy()
     for level in range(3):

@@ -13,12 +13,18 @@ from typing import TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
+from tightpass.kernels.forks import check_threads
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def one_per_core(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """[work(item), ...] on as many workers as torch has threads, BLAS limited to one each."""
+    """[work(item), ...] on as many workers as torch has threads, BLAS limited to one each.
+
+    Raises InputError in a child forked after threads had run, where it might hang.
+    """
     workers = torch.get_num_threads()
+    check_threads(workers)
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         return list(pool.map(work, items))

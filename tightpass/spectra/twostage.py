@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import gammaincinv
 
 from tightpass.errors import VerificationError
 from tightpass.kernels import ops
@@ -26,13 +27,17 @@ Matrix = Any
 Values = NDArray[np.floating[Any]]
 
 PROBES = 4
-CHANCE = 0.0908
-"""A χ² of four degrees of freedom is below this once in a thousand times."""
+CHANCE = 9e-4
+"""That the probes' bound fails, for one matrix or for all blocks of one together: what is left of a thousandth is for the
+other parts of a floor. A χ² of four degrees of freedom is below 0.0861 with this probability."""
 PROBED = "99.9 %"
 MISFIT = 8.0
 """‖E·Z‖_F may be this many eps·√N·‖A·Z‖_F; measured up to 2.3, on a matrix of ones."""
 TURNED = 16.0
 """The probes' norms may change by this many eps·√N; measured up to 4.4, on a matrix of ones."""
+LOSS = 10.0
+"""Half of ‖QᵀQ − I‖₂ + ‖PᵀP − I‖₂ is taken for at most this many eps·√N: about 1 was measured on most matrices, 9 on
+Läuchli's. It moves values by as much, relative to σ₁ at most (Ostrowski 1959), and four probes cannot see it."""
 SAFE = 2.0**20
 """Entries up to this size, and down to its inverse, are used as they are."""
 
@@ -41,7 +46,7 @@ SAFE = 2.0**20
 class Bidiagonal:
     """B = Qᵀ(A + E)P, upper bidiagonal: d (n,), e (n − 1,), to be multiplied by `scale`; float64, on the host.
 
-    error     at 99.9 %, ‖E‖₂ is below this, whatever E
+    misfit    ‖E·Z‖_F of the probes Z
     energy    ‖A‖_F², divided by scale²
     """
 
@@ -50,8 +55,12 @@ class Bidiagonal:
     scale: float
     shape: tuple[int, int]
     dtype: Any
-    error: float
+    misfit: float
     energy: float
+
+    def error(self, chance: float = CHANCE) -> float:
+        """‖E‖₂ is below this, whatever E, but for a part `chance` of all draws of Z."""
+        return self.misfit / quantile(chance)
 
     def count_above(self, tau: float, threads: int | None = None) -> int:
         """How many singular values of B are at least tau: by one Sturm count, without computing them."""
@@ -92,8 +101,7 @@ def two_stage(
     if not abs(squares - told["energy"]) <= allowed_energy(m, kind.dtype) * max(told["energy"], squares):
         raise VerificationError(f"two-stage reduction: ‖B‖_F² = {squares:.17g}, but ‖A‖_F² = {told['energy']:.17g}")
     scale = told["scale"]
-    error = told["misfit"] / float(np.sqrt(CHANCE)) * scale
-    B = Bidiagonal(d, e, scale, shape, kind.dtype, error, told["energy"])
+    B = Bidiagonal(d, e, scale, shape, kind.dtype, told["misfit"] * scale, told["energy"])
     with np.errstate(over="ignore"):
         values = bidiagonal_values(B, threads) if values is None else values * kind.dtype.type(scale)
     if not np.isfinite(values[0]):
@@ -182,16 +190,37 @@ def check_by_counts(B: Bidiagonal, values: Values, threads: int | None = None) -
         )
 
 
+@lru_cache(maxsize=64)
+def quantile(chance: float) -> float:
+    """Gaussian probes make ‖E·Z‖_F less than this many ‖E‖₂ with at most this probability: the root of a quantile of χ²."""
+    return float(np.sqrt(2 * gammaincinv(PROBES / 2, chance)))
+
+
+def loss(sigma1: float, size: int, dtype: Any) -> float:
+    """How far values may be off because Q and P are orthogonal only to rounding."""
+    return LOSS * float(np.finfo(dtype).eps) * float(np.sqrt(size)) * sigma1
+
+
+def probed_error(B: Bidiagonal, sigma1: float, chance: float = CHANCE) -> SvdError:
+    """What rounding moved singular values by: what the probes allow but for a part `chance` of their draws, the loss of
+    orthogonality, and bisection."""
+    kind = np.finfo(B.dtype)
+    rest = loss(sigma1, max(B.shape), B.dtype) + 2 * float(kind.eps) * sigma1 + float(kind.smallest_subnormal)
+    method = (
+        f"measured: {PROBES} Gaussian probes through the reduction; {LOSS:.0f}·eps·√N·σ₁ for the loss of orthogonality"
+    )
+    return SvdError(B.error(chance) + rest, method, PROBED, chance)
+
+
 def svd_error(B: Bidiagonal, sigma1: float) -> SvdError:
-    """What rounding moved singular values by: what the probes allow, at 99.9 %, or, where the customary bound is less, that
-    one as an assumption, since four probes of a matrix of N columns bound an error by about √N times its size."""
-    assumed = tolerance(sigma1, max(B.shape), B.dtype)
-    measured = B.error + 2 * float(np.finfo(B.dtype).eps) * sigma1
-    if measured <= assumed:
-        return SvdError(measured, f"measured: {PROBES} Gaussian probes through the reduction", PROBED)
+    """By the probes, or, where the customary bound is less, that one as an assumption, since four probes of a matrix of N
+    columns bound an error by about √N times its size."""
+    assumed, probed = tolerance(sigma1, max(B.shape), B.dtype), probed_error(B, sigma1)
+    if probed.bound <= assumed:
+        return probed
     return SvdError(
         assumed,
-        f"assumed: 16·eps·√N·σ₁; at {PROBED} probes through the reduction rule out more than {measured:.1e}",
+        f"assumed: 16·eps·√N·σ₁; at {PROBED} probes through the reduction rule out more than {probed.bound:.1e}",
         ASSUMED,
     )
 
