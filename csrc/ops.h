@@ -83,6 +83,17 @@ struct AdjointProduct {
   View<T, 2> out;      // (n, width), contiguous rows
 };
 
+// (high + low)[rows[b]] += blocks[b]·v[columns[b]] for all b, in twice double's precision; the adjoint:
+// (high + low)[columns[b]] += blocks[b]ᵀ·v[rows[b]].
+struct BlockProduct {
+  View<const double, 3> blocks;   // (count, m, n), contiguous rows
+  View<const Index, 1> rows;      // (count)
+  View<const Index, 1> columns;   // (count)
+  View<const double, 2> v;        // contiguous rows
+  View<double, 2> high, low;      // contiguous rows
+  bool adjoint;
+};
+
 // Orthogonal Q₁, P₁ with Q₁ᵀ·A·P₁ upper banded, for A (m, n) with m ≥ n. A is destroyed. The band is added
 // up in `band`, zero before; the probes become Q₁ᵀ·left and P₁ᵀ·right.
 template <class T>
@@ -181,6 +192,7 @@ template <class T>
 void survey(const View<const T, 2>& a, const View<const T, 2>& probes, T* copy, Index copy_row, const View<T, 2>& out,
             double* largest, double* energy, int threads);
 template <class T> void run(const BulgeChase<T>&, int threads);
+void run(const BlockProduct&, int threads);
 void run(const Bisection&, int threads);
 void run(const SturmCounts&, int threads);
 }  // namespace cpu

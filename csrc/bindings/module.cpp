@@ -89,6 +89,12 @@ py::dict two_stage(const py::dict& given, int threads) {
   return out;
 }
 
+BlockProduct block_product(const py::dict& given) {
+  return {view<const double, 3>(given["blocks"]), view<const Index, 1>(given["rows"]),
+          view<const Index, 1>(given["columns"]), view<const double, 2>(given["v"]), view<double, 2>(given["high"]),
+          view<double, 2>(given["low"]), given["adjoint"].cast<bool>()};
+}
+
 Bisection bisection(const py::dict& given) {
   return {view<const double, 1>(given["d"]), view<const double, 1>(given["e"]), given["absolute"].cast<double>(),
           given["relative"].cast<double>(), view<double, 1>(given["values"])};
@@ -140,6 +146,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("instruction_set", cpu::instruction_set);
   add_all<float>(module, "float32");
   add_all<double>(module, "float64");
+  add_cpu<BlockProduct>(module, "block_product_float64", block_product);
   add<Bisection>(module, "bisection_float64", bisection);
   add<SturmCounts>(module, "sturm_counts_float64", sturm_counts);
 }

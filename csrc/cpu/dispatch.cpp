@@ -21,6 +21,8 @@
   template <class T> void band_reduction(const BandReduction<T>&, T*, int);       \
   template <class T> void bidiagonalize(const DirectReduction<T>&, T*);           \
   template <class T> void bulge_chase(const BulgeChase<T>&, Index*, int);         \
+  void block_product(const BlockProduct&, int);                                   \
+  void adjoint_block_product(const BlockProduct&, int);                           \
   void bisection(const Bisection&, double*, int);                                 \
   void sturm_counts(const SturmCounts&, double*, int);                            \
   }
@@ -145,6 +147,14 @@ template <class T>
 void run(const DirectReduction<T>& op, int) {
   const std::unique_ptr<T[]> scratch(new T[std::size_t(3 * op.a.shape[1] + op.a.shape[0])]);
   TIGHTPASS_CALL(bidiagonalize, op, scratch.get())
+}
+
+void run(const BlockProduct& op, int threads) {
+  if (op.adjoint) {
+    TIGHTPASS_CALL(adjoint_block_product, op, threads)
+  } else {
+    TIGHTPASS_CALL(block_product, op, threads)
+  }
 }
 
 void run(const Bisection& op, int threads) {

@@ -53,6 +53,8 @@ template <class T> void adjoint_product(const AdjointProduct<T>&, T* scratch, in
 template <class T>
 void survey(const View<const T, 2>& a, const View<const T, 2>& probes, T* copy, Index copy_row, const View<T, 2>& out,
             double* largest, double* energy, int threads);
+void block_product(const BlockProduct&, int threads);
+void adjoint_block_product(const BlockProduct&, int threads);
 // Elements of scratch memory that `band_reduction` needs.
 template <class T> Index band_scratch(const BandReduction<T>&, int threads);
 template <class T> void band_reduction(const BandReduction<T>&, T* scratch, int threads);

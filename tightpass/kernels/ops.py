@@ -445,6 +445,34 @@ def _skinny(operation: str, a: Array, name: str, x: Array, threads: int | None) 
     return out[:, :columns]
 
 
+def block_product(
+    blocks: Array, rows: Sequence[int], columns: Sequence[int], v: Array, high: Array, low: Array,
+    adjoint: bool = False, threads: int | None = None,
+) -> None:  # fmt: skip
+    """high + low += Σ blocks·v in twice float64's precision: block b (m, n) lies at (rows[b], columns[b]).
+
+    blocks      (count, m, n) float64
+    v           (tokens_in, n); with `adjoint`, which multiplies by the blocks' transposes, (tokens_out, m)
+    high, low   (tokens_out, m), or (tokens_in, n): two parts of sums that go on from call to call
+    """
+    call = _Call("block_product", "blocks", blocks)
+    if call.dtype != "float64" or len(layout("blocks", blocks).shape) != 3:
+        raise InputError(f"blocks: expected float64 (count, m, n), got {call.dtype} {layout('blocks', blocks).shape}")
+    count, m, n = blocks.shape
+    into, of = (n, m) if adjoint else (m, n)
+    tokens, others = _matrix("v", v)[0], _matrix("high", high)[0]
+    call.add("blocks", blocks, (count, m, n), rows=True)
+    call.add_indices("rows", rows, count, tokens if adjoint else others)
+    call.add_indices("columns", columns, count, others if adjoint else tokens)
+    call.add("v", v, (tokens, of), rows=True)
+    call.add_output(high, (others, into), "high")
+    call.add_output(low, (others, into), "low")
+    call.check_apart()
+    call.given |= {"adjoint": adjoint}
+    if not call.run(threads, None):
+        reference.block_product(blocks, rows, columns, v, high, low, adjoint)
+
+
 WIDTHS = range(16, 129, 16)
 """Widths of a band."""
 PROBES = 6

@@ -101,6 +101,28 @@ def gather_rows(weight: Any, index: Any, slope: Any | None, out: Any, token: Any
     out[:] = w
 
 
+def block_product(
+    blocks: Any, rows: Sequence[int], columns: Sequence[int], v: Any, high: Any, low: Any, adjoint: bool
+) -> None:
+    """`ops.block_product`, one column of a block after the other."""
+
+    def halves(a: Any) -> tuple[Any, Any]:
+        wide = a * (2.0**27 + 1)
+        upper = wide - (wide - a)
+        return upper, a - upper
+
+    for block, row, column in zip(blocks, rows, columns, strict=True):
+        place, source = (int(column), int(row)) if adjoint else (int(row), int(column))
+        for j, a in enumerate(block if adjoint else block.T):
+            b = v[source, j]
+            product, (p, q), (r, s) = a * b, halves(a), halves(b)
+            error = ((p * r - product) + p * s + q * r) + q * s
+            total = high[place] + product
+            seen = total - high[place]
+            low[place] += ((high[place] - (total - seen)) + (product - seen)) + error
+            high[place] = total
+
+
 def norm_right(m: Any, x: Any, r: float, out: Any, gamma: Any | None, centred: bool) -> None:
     """`ops.norm_right`."""
     w = m if gamma is None else m * gamma

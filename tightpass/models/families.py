@@ -26,6 +26,7 @@ class Family:
     projection   the attention's output projection, a linear map from heads to width
     attn_norm    pre-norm that the attention reads through, where the family is pre-norm
     up, act, down, mlp_norm    likewise for the MLP
+    after_attn, after_mlp      norms on the residual sums, where the family is post-norm
     """
 
     model_types: tuple[str, ...]
@@ -44,6 +45,14 @@ class Family:
     pre_norm: Callable[[Any], bool]
     post_norm: Callable[[Any], bool]
     causal: Callable[[Any], bool]
+    after_attn: str
+    after_mlp: str
+
+    def sum_norms(self, layer: nn.Module, config: Any) -> tuple[nn.Module | None, nn.Module | None]:
+        """The norms on the residual sums after attention and MLP, where the family is post-norm."""
+        if not self.post_norm(config):
+            return None, None
+        return submodule(layer, self.after_attn), submodule(layer, self.after_mlp)
 
 
 FAMILIES = (
@@ -64,6 +73,8 @@ FAMILIES = (
         pre_norm=lambda config: bool(config.do_layer_norm_before),
         post_norm=lambda config: not config.do_layer_norm_before,  # only opt-350m
         causal=lambda config: True,
+        after_attn="self_attn_layer_norm",
+        after_mlp="final_layer_norm",
     ),
     Family(
         model_types=("bert",),
@@ -82,6 +93,8 @@ FAMILIES = (
         pre_norm=lambda config: False,
         post_norm=lambda config: True,
         causal=lambda config: bool(config.is_decoder),
+        after_attn="attention.output.LayerNorm",
+        after_mlp="output.LayerNorm",
     ),
 )
 
