@@ -211,7 +211,7 @@ def figure() -> list[dict]:
             block = tp.block(model, kind, layer=layer, tokens=tokens)
             J = tp.jacobian(block)
             written = Written.like(J)
-            evidence = collect(J, written.kept.append)
+            evidence = collect(J, written.kept.append, written.panels)
             S = tp.spectrum(J)
             # as an SVD of the blocks that does not know which units are active sees them
             values = singular_values(written).values

@@ -7,9 +7,6 @@ import pytest
 import truth
 from small_models import HF_MODELS
 
-import tightpass as tp
-from tightpass.rank import arithmetic
-
 QUICK = [(name, kind, dtype) for name in HF_MODELS for kind in ("mlp", "attn") for dtype in ("float64", "float32")]
 ALL = [
     (name, kind, dtype)
@@ -30,10 +27,10 @@ def test_the_floor_is_never_below_the_true_error(case, route):
     assert of(case, route).is_never_below()
 
 
-@pytest.mark.parametrize("route", ["exact", "sampled"])
+@pytest.mark.parametrize("route", ["exact", "lanczos"])
 @pytest.mark.parametrize("case", QUICK, ids="-".join)
 def test_the_floor_is_at_most_ten_times_the_true_error(case, route):
-    """Not of topk, whose values are only as good as was asked for."""
+    """Not of topk, whose values are only as good as was asked for, nor of unknown pieces."""
     assert of(case, route).is_tight()
 
 
@@ -47,7 +44,7 @@ def test_the_floor_is_at_most_four_times_the_true_error_in_the_median():
 def test_the_floor_over_all_kinds_and_more_tokens(case, route):
     found = of(case, route, tokens=5)
     assert found.is_never_below()
-    assert found.is_tight() or route == "topk"
+    assert found.is_tight() or route in ("scaled", "topk")
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.3])
@@ -56,18 +53,4 @@ def test_a_floor_that_is_too_small_is_noticed(factor):
 
 
 def test_a_floor_that_is_too_large_is_noticed():
-    assert not all(of(case, "exact").is_tight(5.0) for case in QUICK)
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize(("kind", "words"), [("mlp", "2 of 5 blocks"), ("attn", "2 of 5 block rows and columns")])
-def test_a_large_jacobian_is_compared_in_a_sample(kind, words, dtype, monkeypatch):
-    monkeypatch.setattr(arithmetic, "LARGE", 10)
-    monkeypatch.setattr(arithmetic, "DRAWN", 1)
-    monkeypatch.setattr(arithmetic.sampled, "__defaults__", (2, 0))
-    known = truth.truth("opt", kind, dtype, 5)
-    S = tp.spectrum(tp.jacobian(known.block))
-    assert S.floor.parts[0].confidence == S.floor.confidence == "sampled"
-    assert words in S.floor.parts[0].method
-    assert S.floor.total >= known.error
-    assert np.abs(S.values - known.values).max() <= S.floor.total
+    assert not all(of(case, "exact").is_tight(12.0) for case in QUICK)

@@ -8,13 +8,15 @@ from functools import cache
 import extended
 import mpmath
 import numpy as np
+import pytest
 import torch
 from small_models import HF_MODELS
 
 import tightpass as tp
-from tightpass.jacobian.operator import Jacobian
+from tightpass.jacobian.twice.block import twice
 from tightpass.models.blocks import Block
-from tightpass.rank.arithmetic import sampled
+from tightpass.rank import arithmetic
+from tightpass.rank.evidence import in_other_precision
 from tightpass.rank.floor import Floor
 from tightpass.rank.verdict import Spectrum
 from tightpass.spectra.refine import reference_values
@@ -50,20 +52,24 @@ def truth(name: str, kind: str, dtype: str, tokens: int) -> Truth:
     return Truth(block, float(np.linalg.norm(E, 2)), reference_values(rounded).values)
 
 
-ROUTES = ("exact", "sampled", "topk")
+ROUTES = ("exact", "lanczos", "scaled", "topk")
 
 
 def spectrum(block: Block, route: str) -> Spectrum:
-    """By a route of the floor; "sampled" compares 2 block rows and columns, as is done for a large J."""
+    """By a route of the floor: E formed; its norm by Lanczos, as of a large J; J in the other precision, as of unknown pieces."""
     J = tp.jacobian(block)
     if route == "topk":
         return tp.spectrum(J, method="topk", k=TOPK)
     found = tp.spectrum(J)
     if route == "exact":
         return found
-    other = block.in_precision(torch.float32 if block.x.dtype == torch.float64 else torch.float64)
-    shadow = Jacobian(other.function(), other.x, other.structure, block=other)
-    part = sampled(J, shadow, str(block.x.dtype).removeprefix("torch."), drawn=2)
+    written, energy = list(J.panels()), found.evidence.energy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "WHOLE", 0)
+        if route == "lanczos":
+            part = arithmetic.measured(J, lambda: iter(written), twice(block), energy)
+        else:
+            part = arithmetic.scaled(J, lambda: iter(written), in_other_precision(J), energy, block.kind == "mlp")
     return replace(found, floor=Floor((part, *found.floor.parts[1:]), found.floor.conventional))
 
 

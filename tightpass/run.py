@@ -354,7 +354,7 @@ class _Job:
         with timed(seconds, "jacobian, floor and storage"):
             layout = Layout(J.structure, J.tokens_out, J.tokens_in, J.d_out, J.d_in, self.config.dtype)
             x = J.x.cpu().numpy()
-            writer = write_shard(path, layout, identity, x, lambda keep: collect(J, keep).as_dict())
+            writer = write_shard(path, layout, identity, x, lambda part: collect(J, part.write, part.panels).as_dict())
         try:
             if not self.config.discard_jacobian:
                 with timed(seconds, "publishing"):

@@ -1,59 +1,148 @@
-"""The floor's part of the model's own arithmetic: J against J in the other precision, at the same x.
+"""The floor's part of the model's own arithmetic: E = Ĵ − J, J as stored less J as the formulas have it.
 
-A float32 J is as far from the truth as from the float64 J. The float32 J's error, scaled by the ratio of the
-precisions, stands for that of a float64 J.
+E is applied to vectors in about twice float64's precision, and its norm found by Lanczos. Where a block has pieces that
+are not known in that precision, J in the other of float32 and float64 stands in.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tightpass.jacobian.operator import Jacobian
+from tightpass.jacobian.operator import Jacobian, Panel
+from tightpass.jacobian.twice.block import Twice
+from tightpass.jacobian.twice.pair import Pair, of
+from tightpass.kernels import ops
 from tightpass.rank.floor import CALIBRATED, Part
-from tightpass.spectra.threads import one_per_core
-from tightpass.spectra.verify import ASSUMED, CERTAIN, SAMPLED
-from tightpass.structure import BlockDiagonal
+from tightpass.spectra.twostage import PROBED
+from tightpass.spectra.verify import ASSUMED, CERTAIN
 
 Matrix = NDArray[np.floating[Any]]
+Panels = Callable[[], Iterator[Panel]]
+"""The blocks of a Jacobian as they are stored, as often as they are asked for."""
 
 NAME = "model arithmetic"
 RATIO = 2.0**-29
 """The rounding unit of float64 over that of float32."""
 SAFETY = 4.0
 """Times the scaled float32 error: against extended precision it was 0.8 to 2.2 times the true one (docs/trust.md)."""
-LARGE = 2**28
-"""Entries of a J from which on a sample of its block rows and columns is compared."""
-DRAWN = 22
-"""Block rows, and as many block columns, of a sample."""
+WHOLE = 128
+"""Up to as many columns E is formed, and its norm is certain."""
+CHANCE = 1e-4
+"""That Lanczos finds less than ‖E‖₂/√2."""
+SPARE = 1e-3
+RESOLUTION = 2.0**-66
+"""What is added for the rounding of E's own products, relative to ‖J‖_F: they carry about 80 bits."""
 
 
-class BlockDifferences:
-    """‖J − J'‖₂ of two Jacobians in blocks: exact block norms, then the norm of their table.
+class Products(Protocol):
+    """J·X and Jᵀ·Y of (k, T, d) tangents and cotangents, in more precision than E needs."""
 
-    For a block matrix E, ‖E‖₂ ≤ ‖(‖E_ts‖₂)_ts‖₂: with equality where block-diagonal.
+    def push(self, tangents: Pair) -> Pair: ...
+    def pull(self, cotangents: Pair) -> Pair: ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A Jacobian of another precision, as it is."""
+
+    J: Jacobian
+
+    def push(self, tangents: Pair) -> Pair:
+        return self._by(self.J.matmat, tangents, (self.J.tokens_out, self.J.d_out))
+
+    def pull(self, cotangents: Pair) -> Pair:
+        return self._by(self.J.rmatmat, cotangents, (self.J.tokens_in, self.J.d_in))
+
+    def _by(self, product: Callable[[torch.Tensor], torch.Tensor], X: Pair, shape: tuple[int, int]) -> Pair:
+        columns = X.rounded().flatten(1).T.to(self.J.dtype)
+        return of(product(columns.contiguous()).T.reshape(-1, *shape))
+
+
+class Difference:
+    """E = Ĵ − J, Ĵ in stored blocks, J by products."""
+
+    def __init__(self, J: Jacobian, stored: Panels, exact: Products) -> None:
+        self.stored, self.exact, self.device = stored, exact, J.device
+        self.rows, self.columns = (J.tokens_out, J.d_out), (J.tokens_in, J.d_in)
+
+    def push(self, v: torch.Tensor) -> torch.Tensor:
+        """E·v for v (tokens_in, d_in) float64 on the host, rounded once."""
+        return (self._stored(v, self.rows, adjoint=False) - self._exact(self.exact.push, v)).rounded()
+
+    def pull(self, u: torch.Tensor) -> torch.Tensor:
+        """Eᵀ·u for u (tokens_out, d_out)."""
+        return (self._stored(u, self.columns, adjoint=True) - self._exact(self.exact.pull, u)).rounded()
+
+    def _stored(self, v: torch.Tensor, shape: tuple[int, int], adjoint: bool) -> Pair:
+        high, low = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        for panel in self.stored():
+            blocks = panel.blocks.cpu().double().contiguous()
+            ops.block_product(blocks, panel.rows, panel.columns, v, high, low, adjoint)
+        return Pair(high, torch.zeros_like(low)) + low
+
+    def _exact(self, product: Callable[[Pair], Pair], v: torch.Tensor) -> Pair:
+        return product(of(v.to(self.device)[None]))[0].map(torch.Tensor.cpu)
+
+    def whole(self) -> Matrix:
+        """E (M, N) of a small J."""
+        (T, d), (S, e) = self.rows, self.columns
+        stored = torch.zeros(T, d, S, e, dtype=torch.float64)
+        for panel in self.stored():
+            for t, s, block in zip(panel.rows, panel.columns, panel.blocks, strict=True):
+                stored[t, :, s] = block
+        units = torch.eye(S * e, dtype=torch.float64, device=self.device).view(-1, S, e)
+        exact = self.exact.push(of(units)).map(lambda part: part.cpu().flatten(1).T)
+        return (of(stored.reshape(T * d, S * e)) - exact).rounded().numpy()
+
+
+def steps(n: int) -> int:
+    """How many steps of Lanczos find half of the largest eigenvalue of a matrix of n columns, but for a part `CHANCE` of
+    all starts: 1.648·√n·exp(−√½·(2k − 1)) ≤ CHANCE (Kuczyński & Woźniakowski 1992)."""
+    return min(n, math.ceil((math.log(1.648 * math.sqrt(n) / CHANCE) * math.sqrt(2) + 1) / 2))
+
+
+def lanczos_norm(E: Difference, count: int, seed: int = 0) -> float:
+    """The largest singular value of E on the Krylov space of `count` steps from a random start: at most ‖E‖₂.
+
+    Golub & Kahan's (1965) bidiagonalisation, all vectors kept orthogonal.
     """
+    v = torch.from_numpy(np.random.default_rng(seed).standard_normal(E.columns))
+    V, U = [v / v.norm()], []
+    B = np.zeros((count, count))
+    for k in range(count):
+        u = E.push(V[k])
+        if not bool(u.isfinite().all()):
+            return math.inf
+        B[:k, k] = _remove(u, U)
+        B[k, k] = float(u.norm())
+        if k + 1 == count or B[k, k] == 0:
+            break
+        U.append(u / B[k, k])
+        w = E.pull(U[k])
+        _remove(w, V)
+        size = float(w.norm())
+        if size == 0:
+            break
+        V.append(w / size)
+    return float(np.linalg.norm(B, 2))
 
-    def __init__(self, rows: int, columns: int) -> None:
-        self.table = np.zeros((rows, columns))
 
-    def add(self, rows: tuple[int, ...], columns: tuple[int, ...], first: Matrix, second: Matrix) -> None:
-        """Blocks (k, d_out, d_in) of both at the same places."""
-        self.table[list(rows), list(columns)] = block_norms(first, second)
-
-    @property
-    def bound(self) -> float:
-        return norm2(self.table)
-
-
-def block_norms(first: Matrix, second: Matrix) -> list[float]:
-    """‖A − B‖₂ of each pair of blocks (k, d_out, d_in), subtracted in float64."""
-    pairs = zip(first, second, strict=True)
-    return one_per_core(lambda pair: norm2(np.subtract(*pair, dtype=np.float64)), pairs)
+def _remove(u: torch.Tensor, basis: list[torch.Tensor]) -> list[float]:
+    """Takes the basis' part off u, twice; returns its coefficients."""
+    found = [0.0] * len(basis)
+    for _ in range(2):
+        for i, b in enumerate(basis):
+            part = float((b * u).sum())
+            u -= part * b
+            found[i] += part
+    return found
 
 
 def norm2(E: Matrix) -> float:
@@ -71,79 +160,91 @@ def norm2(E: Matrix) -> float:
     return scale * float(np.sqrt(np.linalg.eigvalsh(G)[-1])) * (1 + 1e-10)
 
 
-def measured(difference: float, dtype: str, how: str, confidence: str = CERTAIN) -> Part:
-    """From a bound on ‖J₃₂ − J₆₄‖₂, whichever of them is J.
+@dataclass(frozen=True)
+class Bound:
+    """‖E‖₂ is at most this, but for a `chance`."""
 
-    how   what was compared; `confidence` is lowered to "calibrated" where the difference must be scaled
+    size: float
+    how: str
+    chance: float
+
+
+def bound(E: Difference, energy: float) -> Bound:
+    """On ‖E‖₂, of a J of this ‖J‖_F²."""
+    columns = math.prod(E.columns)
+    rounding = RESOLUTION * math.sqrt(energy)
+    if columns <= WHOLE:
+        return Bound(norm2(E.whole()) + rounding, "all of it", 0.0)
+    k = steps(columns)
+    size = math.sqrt(2) * (1 + SPARE) * lanczos_norm(E, k) + rounding
+    return Bound(size, f"{k} steps of Lanczos from a random start, times √2", CHANCE)
+
+
+def measured(J: Jacobian, stored: Panels, exact: Twice, energy: float) -> Part:
+    """J as stored against J in twice float64's precision."""
+    found = bound(Difference(J, stored, exact), energy)
+    method = f"measured: J as stored against J in twice float64's precision, {found.how}"
+    return Part(NAME, found.size, method, PROBED if found.chance else CERTAIN, found.chance)
+
+
+def scaled(J: Jacobian, stored: Panels, shadow: Jacobian, energy: float, certain: bool) -> Part:
+    """Where the formulas are not known in twice float64's precision: J as stored against J in the other precision.
+
+    A float32 J is as far from the truth as from the float64 J. The float32 J's error, scaled by the ratio of the precisions, times 4,
+    stands for that of a float64 J, but never less than the error of ordinary arithmetic, 16·eps·‖J‖_F.
+
+    certain   whether there is no softmax inside: one that saturates in float32 has no error there to be scaled
     """
-    method = f"measured: float32 J against float64 J at the same x, {how}"
-    if dtype == "float32":
-        return Part(NAME, difference * (1 + SAFETY * RATIO), method, confidence)
-    least = CALIBRATED if confidence == CERTAIN else confidence
-    return Part(NAME, SAFETY * RATIO * difference, f"{method}, scaled by 2⁻²⁹ · 4", least)
+    found = bound(Difference(J, stored, Plain(shadow)), energy)
+    ordinary = 16 * float(np.finfo(np.float64).eps) * math.sqrt(energy)
+    word, how = CALIBRATED if certain else ASSUMED, f"float32 J against float64 J, {found.how}"
+    if J.dtype == torch.float32:
+        return Part(NAME, found.size + ordinary, f"measured: {how}", word, found.chance)
+    method = f"measured: {how}, scaled by 2⁻²⁹ · 4, and at least 16·eps·‖J‖_F"
+    return Part(NAME, max(SAFETY * RATIO * found.size, ordinary), method, word, found.chance)
 
 
 def assumed(energy: float, dtype: str) -> Part:
     """For a function that cannot be evaluated in a second precision: 16·eps·‖J‖_F."""
-    bound = 16 * float(np.finfo(dtype).eps) * float(np.sqrt(energy))
-    return Part(NAME, bound, "assumed: 16·eps·‖J‖_F, no second precision at hand", ASSUMED)
+    size = 16 * float(np.finfo(dtype).eps) * float(np.sqrt(energy))
+    return Part(NAME, size, "assumed: 16·eps·‖J‖_F, no second precision at hand", ASSUMED)
 
 
-def is_large(J: Jacobian) -> bool:
-    """Whether a sample is compared: J has many entries, and the sample is less than half of it."""
-    blocks = J.structure.count(J.tokens_out, J.tokens_in)
-    drawn = DRAWN if isinstance(J.structure, BlockDiagonal) else 2 * DRAWN
-    return blocks * J.d_out * J.d_in > LARGE and min(J.tokens_out, J.tokens_in) >= 2 * drawn
-
-
-def sampled(J: Jacobian, shadow: Jacobian, dtype: str, drawn: int = DRAWN, seed: int = 0) -> Part:
-    """From whole block rows, and unless J is block-diagonal block columns, drawn at random.
-
-    ‖E‖₂ ≤ √(max_t Σ_s ‖E_ts‖₂ · max_s Σ_t ‖E_ts‖₂) (Schur's test); the maxima are those of the sample, times 2 in a
-    float32 run (the factor 4 of a float64 run is margin enough for both). With m drawn, at 99 % no more than a part
-    1 − 0.01^(1/m) of all rows (columns) are worse than the worst that was seen.
-    """
-    rng = np.random.default_rng(seed)
-    rows = rng.choice(J.tokens_out, min(drawn, J.tokens_out), replace=False)
-    worst = max(sum(row_norms(J, shadow, int(t))) for t in rows)
-    what = "blocks"
-    if not isinstance(J.structure, BlockDiagonal):
-        columns = rng.choice(J.tokens_in, min(drawn, J.tokens_in), replace=False)
-        worst = math.sqrt(worst * max(sum(column_norms(J, shadow, int(s))) for s in columns))
-        what = "block rows and columns"
-    part = 1 - 0.01 ** (1 / len(rows))
-    margin, times = (2, " × 2") if dtype == "float32" else (1, "")
-    how = f"{len(rows)} of {J.tokens_out} {what}, the worst{times} (at 99 % at most {part:.0%} are worse than it)"
-    return measured(margin * worst, dtype, how, SAMPLED)
-
-
-def row_norms(J: Jacobian, shadow: Jacobian, t: int) -> list[float]:
-    """‖E_ts‖₂ of all blocks of output token t, as they are written."""
-    here, there = J.block_row(t), shadow.block_row(t)
-    return block_norms(here.blocks.cpu().numpy(), there.blocks.cpu().numpy())
-
-
-def column_norms(J: Jacobian, shadow: Jacobian, s: int) -> list[float]:
-    """‖E_ts‖₂ of all blocks of input token s, by products."""
-
-    def blocks(of: Jacobian) -> Matrix:
-        units = of.x.new_zeros(of.tokens_in, of.d_in, of.d_in)
-        units[s] = torch.eye(of.d_in, dtype=of.dtype, device=of.device)
-        column = of.matmat(units.reshape(-1, of.d_in))
-        return column.reshape(of.tokens_out, of.d_out, of.d_in).cpu().numpy()
-
-    return block_norms(blocks(J), blocks(shadow))
-
-
-def along(J: Jacobian, shadow: Jacobian, U: torch.Tensor, Vh: torch.Tensor, dtype: str) -> Part:
+def along(J: Jacobian, exact: Products, U: torch.Tensor, Vh: torch.Tensor) -> float:
     """Where J is never formed: ‖[E·V; Eᵀ·U]‖₂ for the k triplets that were found, U (M, k), Vh (k, N).
 
     With R = [J V − U Σ; Jᵀ U − V Σ] and orthonormal U, V, k singular values of J + E lie within ‖R‖₂ + ‖[E V; Eᵀ U]‖₂
     of Σ (Kahan 1967): the errors in other directions do not matter to them.
     """
-    wide = [(side.to(J.dtype), side.to(shadow.dtype)) for side in (Vh.T, U)]
-    (V, V2), (W, W2) = [(a.to(J.device).contiguous(), b.to(J.device).contiguous()) for a, b in wide]
-    pushed = J.matmat(V).double() - shadow.matmat(V2).double()
-    pulled = J.rmatmat(W).double() - shadow.rmatmat(W2).double()
-    size = norm2(torch.cat([pushed, pulled]).cpu().numpy())
-    return measured(size, dtype, f"products with the {Vh.shape[0]} triplets that were found")
+    V, W = (side.to(J.device, J.dtype).contiguous() for side in (Vh.T, U))
+    pushed = _apart(J.matmat(V), exact.push, V, (J.tokens_in, J.d_in))
+    pulled = _apart(J.rmatmat(W), exact.pull, W, (J.tokens_out, J.d_out))
+    return (1 + SPARE) * norm2(torch.cat([pushed, pulled]).cpu().numpy())
+
+
+def _apart(
+    found: torch.Tensor, product: Callable[[Pair], Pair], X: torch.Tensor, shape: tuple[int, int]
+) -> torch.Tensor:
+    true = product(of(X.T.reshape(-1, *shape))).map(lambda part: part.flatten(1).T)
+    return (of(found) - true).rounded()
+
+
+def measured_along(J: Jacobian, exact: Twice, U: torch.Tensor, Vh: torch.Tensor) -> Part:
+    """`along` in twice float64's precision."""
+    method = (
+        f"measured: products with the {len(Vh)} triplets that were found against those in twice float64's precision"
+    )
+    return Part(NAME, along(J, exact, U, Vh), method, CERTAIN)
+
+
+def scaled_along(
+    J: Jacobian, shadow: Jacobian, U: torch.Tensor, Vh: torch.Tensor, energy: float, certain: bool
+) -> Part:
+    """`along` against the other precision, as in `scaled`."""
+    size = along(J, Plain(shadow), U, Vh)
+    ordinary = 16 * float(np.finfo(np.float64).eps) * math.sqrt(energy)
+    word, how = CALIBRATED if certain else ASSUMED, f"products with the {len(Vh)} triplets that were found"
+    if J.dtype == torch.float32:
+        return Part(NAME, size + ordinary, f"measured: float32 J against float64 J, {how}", word)
+    method = f"measured: float32 J against float64 J, {how}, scaled by 2⁻²⁹ · 4, and at least 16·eps·‖J‖_F"
+    return Part(NAME, max(SAFETY * RATIO * size, ordinary), method, word)

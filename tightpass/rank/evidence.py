@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,13 +12,18 @@ import torch
 from tightpass.errors import InputError
 from tightpass.jacobian.operator import Jacobian, Panel
 from tightpass.jacobian.probe import WrittenProduct
-from tightpass.rank.arithmetic import BlockDifferences, assumed, is_large, measured, sampled
+from tightpass.jacobian.twice.block import twice
+from tightpass.kernels import ops
+from tightpass.kernels.ops import dtype_name
+from tightpass.rank.arithmetic import Panels, assumed, measured, scaled
 from tightpass.rank.bounds import Bound, input_null, structural_bounds, units
 from tightpass.rank.explain import Explanation, by_distance, by_head
 from tightpass.rank.floor import Part
 from tightpass.spectra.verify import squared_norm
 from tightpass.structure import BlockDiagonal
 
+KEPT_BYTES = 2**28
+"""Panels that take up to as much stay in memory while the error of the arithmetic is measured."""
 OTHER = {torch.float64: torch.float32, torch.float32: torch.float64}
 
 
@@ -34,6 +39,7 @@ class Evidence:
     agreement    ‖J v − J' v‖/‖J' v‖ for a random v, J' by automatic differentiation in forward mode; a check for mistakes,
                  not a bound: both share the forward pass. None where J was never formed
     explanation  where the numbers come from
+    saturated    softmax rows, of all heads inside, whose largest weight is below 1 and rounds to 1 in float32
     """
 
     energy: float
@@ -45,6 +51,7 @@ class Evidence:
     estimated: bool = False
     agreement: float | None = None
     explanation: Explanation = field(default_factory=Explanation)
+    saturated: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,47 +77,63 @@ def check_range(energy: float, largest: float) -> None:
         raise InputError(f"‖J‖_F² is {energy:.1e}: not finite, or out of float64's range; rescale the function")
 
 
-def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
+def collect(J: Jacobian, keep: Callable[[Panel], None], stored: Panels) -> Evidence:
     """Writes J out, handing each panel to `keep`, and measures beside it.
 
-    The error of the arithmetic is measured against the same blocks in the other precision, at
-    the same x and activation pattern, a panel at a time; of a large J, against a sample of them.
+    stored   what was kept, panel by panel, as often as it is asked for: the error of the arithmetic is that of the entries
+             as they are stored, and its measurement reads them about twenty times
     """
-    dtype = str(J.dtype).removeprefix("torch.")
-    tally = _Tally(J)
+    tally, again = _Tally(J), _Again(J, stored)
+    for panel in J.panels():
+        keep(panel)
+        again.add(panel)
+        tally.add(panel)
+    energy, agreement, explanation = tally.energy(), tally.agreement(), tally.explained()
     if J.block is None:
-        for panel in J.panels():
-            keep(panel)
-            tally.add(panel)
-        energy = tally.energy()
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
-        agreement = tally.agreement()
-        return Evidence(energy, assumed(energy, dtype), (size,), 0, None, J.route, False, agreement, tally.explained())
-    other = J.block.in_precision(OTHER[J.dtype])
-    shadow = Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
-    if is_large(J):
-        for panel in J.panels():
-            keep(panel)
-            tally.add(panel)
-        arithmetic = sampled(J, shadow, dtype)
+        part = assumed(energy, dtype_name(J.dtype))
+        return Evidence(energy, part, (size,), 0, None, J.route, False, agreement, explanation)
+    exact, shadow = twice(J.block), in_other_precision(J)
+    if exact is not None:
+        arithmetic = measured(J, again.panels, exact, energy)
     else:
-        differences = BlockDifferences(J.tokens_out, J.tokens_in)
-        for panel, twin in zip(J.panels(), shadow.panels(), strict=True):
-            keep(panel)
-            blocks = tally.add(panel)
-            differences.add(panel.rows, panel.columns, blocks, twin.blocks.cpu().numpy())
-        arithmetic = measured(differences.bound, dtype, "block by block")
-    found = units(J.block, other)
+        arithmetic = scaled(J, again.panels, shadow, energy, J.block.kind == "mlp")
+    assert shadow.block is not None
+    found = units(J.block, shadow.block)
     return Evidence(
-        energy=tally.energy(),
+        energy=energy,
         arithmetic=arithmetic,
         bounds=structural_bounds(J.block, found),
         kinks=found.kinks,
         active=found.active,
         route=J.route,
-        agreement=tally.agreement(),
-        explanation=tally.explained(),
+        agreement=agreement,
+        explanation=explanation,
+        saturated=0 if exact is None else exact.saturated,
     )
+
+
+def in_other_precision(J: Jacobian) -> Jacobian:
+    """The Jacobian of the same block at the same x and activation pattern."""
+    assert J.block is not None
+    other = J.block.in_precision(OTHER[J.dtype])
+    return Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
+
+
+class _Again:
+    """The panels once more: from memory where they take little of it, else from where they are stored."""
+
+    def __init__(self, J: Jacobian, stored: Panels) -> None:
+        entries = J.structure.count(J.tokens_out, J.tokens_in) * J.d_out * J.d_in
+        self.fits, self.stored = entries * J.x.itemsize <= KEPT_BYTES, stored
+        self.kept: list[Panel] = []
+
+    def add(self, panel: Panel) -> None:
+        if self.fits:
+            self.kept.append(panel)
+
+    def panels(self) -> Iterator[Panel]:
+        return iter(self.kept) if self.fits else self.stored()
 
 
 class _Tally:
@@ -130,9 +153,8 @@ class _Tally:
         self.largest = max(self.largest, float(np.abs(blocks).max()))
         for t, s, block in zip(panel.rows, panel.columns, blocks, strict=True):
             self.energies[t, s] = squared_norm(block[None])
-            if self.removed is not None:  # J·(1, .., 1)/√d of each input token, summed in more precision than J has
-                wide = np.sum(block, axis=-1, dtype=np.longdouble)
-                self.removed[s] += float(np.sum(wide**2)) / block.shape[-1]
+        if self.removed is not None:
+            np.add.at(self.removed, list(panel.columns), _gain_along_ones(blocks))
         return blocks
 
     def energy(self) -> float:
@@ -157,3 +179,12 @@ class _Tally:
             heads=by_head(self.J, float(self.energies.sum())),
             distances=by_distance(self.energies) if mixes else None,
         )
+
+
+def _gain_along_ones(blocks: Any) -> Any:
+    """‖block·(1, .., 1)/√d‖² of each of (k, m, d) blocks, summed in more precision than they have."""
+    count, m, d = blocks.shape
+    high, low = np.zeros((count, m)), np.zeros((count, m))
+    wide = np.ascontiguousarray(blocks, dtype=np.float64)
+    ops.block_product(wide, range(count), np.zeros(count, dtype=np.int64), np.ones((1, d)), high, low)
+    return np.sum((high + low) ** 2, axis=1) / d

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.operator import Jacobian
+from tightpass.jacobian.twice.block import twice
 from tightpass.kernels.ops import dtype_name
 from tightpass.kernels.reference_svd import on_host
-from tightpass.rank.arithmetic import along, assumed, norm2
+from tightpass.rank.arithmetic import assumed, measured_along, norm2, scaled_along
 from tightpass.rank.bounds import Bound, structural_bounds, units
-from tightpass.rank.evidence import OTHER, Evidence, check_range
+from tightpass.rank.evidence import Evidence, check_range, in_other_precision
 from tightpass.rank.explain import Explanation, by_distance, by_head
 from tightpass.rank.floor import Floor, Part, storage
 from tightpass.rank.verdict import Spectrum
@@ -83,18 +84,23 @@ def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
         return Evidence(energy, assumed(energy, dtype), (size,), 0, None, J.route, estimated)
-    other = J.block.in_precision(OTHER[J.dtype])
-    shadow = Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
+    exact, shadow = twice(J.block), in_other_precision(J)
     U, Vh = (torch.as_tensor(on_host(side)) for side in (found.U, found.Vh))
-    units_found = units(J.block, other)
+    if exact is not None:
+        arithmetic = measured_along(J, exact, U, Vh)
+    else:
+        arithmetic = scaled_along(J, shadow, U, Vh, energy, J.block.kind == "mlp")
+    assert shadow.block is not None
+    units_found = units(J.block, shadow.block)
     return Evidence(
         energy=energy,
-        arithmetic=along(J, shadow, U, Vh, dtype),
+        arithmetic=arithmetic,
         bounds=structural_bounds(J.block, units_found),
         kinks=units_found.kinks,
         active=units_found.active,
         route=J.route,
         estimated=estimated,
+        saturated=0 if exact is None else exact.saturated,
         explanation=Explanation(
             heads=by_head(J, energy), distances=None if energies is None else by_distance(energies)
         ),

@@ -28,5 +28,5 @@ def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0, k: int | None 
     if method == "topk":
         return leading_spectrum(J, DEFAULT_K if k is None else k, vectors)
     written = Written.like(J)
-    evidence = collect(J, written.kept.append)
+    evidence = collect(J, written.kept.append, written.panels)
     return verdict(written, evidence, J.name, J.tokens_in, vectors, J.factors)

@@ -102,6 +102,11 @@ class ShardWriter:
         self.columns[self.at : end] = panel.columns
         self.at = end
 
+    def panels(self) -> Iterator[Panel]:
+        """What was written so far, read back."""
+        assert self.file is not None
+        return _panels_of(self.file, self.part, self.layout, self.at)
+
     def close(self, evidence: dict[str, Any]) -> Shard:
         """Ends the writing; the part can be read, but is not published yet."""
         if self.at != self.layout.count:
@@ -136,6 +141,25 @@ def _label_dimensions(file: h5py.File, names: dict[str, tuple[str, ...]]) -> Non
                 scale.make_scale(name)
             file[dataset].dims[axis].label = name
             file[dataset].dims[axis].attach_scale(file[name])
+
+
+def _panels_of(file: h5py.File, path: Path, layout: Layout, count: int | None = None) -> Iterator[Panel]:
+    """The first `count` blocks, all if left out, in the order they were written, about 64 MiB at a time."""
+    count = layout.count if count is None else count
+    group = max(1, 2**26 // (layout.d_out * layout.d_in * np.dtype(layout.dtype).itemsize))
+    for start in range(0, count, group):
+        some = slice(start, min(start + group, count))
+        try:
+            blocks = file["jacobian"][some]
+        except OSError as error:
+            raise VerificationError(
+                f"{path}: blocks {some.start}.. are damaged; delete it and run again ({error})"
+            ) from error
+        yield Panel(
+            tuple(int(t) for t in file["row_token"][some]),
+            tuple(int(t) for t in file["column_token"][some]),
+            torch.from_numpy(blocks),
+        )
 
 
 def sync(path: Path) -> None:
@@ -195,22 +219,8 @@ class Shard:
 
     def panels(self) -> Iterator[Panel]:
         """The blocks in the order they were written, about 64 MiB at a time."""
-        layout = self.layout
-        group = max(1, 2**26 // (layout.d_out * layout.d_in * np.dtype(layout.dtype).itemsize))
         with self._open() as file:
-            for start in range(0, layout.count, group):
-                some = slice(start, min(start + group, layout.count))
-                try:
-                    blocks = file["jacobian"][some]
-                except OSError as error:
-                    raise VerificationError(
-                        f"{self.path}: blocks {some.start}.. are damaged; delete it and run again ({error})"
-                    ) from error
-                yield Panel(
-                    tuple(int(t) for t in file["row_token"][some]),
-                    tuple(int(t) for t in file["column_token"][some]),
-                    torch.from_numpy(blocks),
-                )
+            yield from _panels_of(file, self.path, self.layout)
 
     def check(self) -> None:
         """Reads every chunk (HDF5 compares its checksum) and every index.
@@ -238,15 +248,15 @@ class Shard:
 
 
 def write_shard(
-    path: Path, layout: Layout, identity: str, x: np.ndarray, fill: Callable[[Callable[[Panel], None]], dict[str, Any]]
+    path: Path, layout: Layout, identity: str, x: np.ndarray, fill: Callable[[ShardWriter], dict[str, Any]]
 ) -> ShardWriter:
-    """Lets `fill` write panels and return the evidence. The closed part awaits publish or discard.
+    """Lets `fill` write panels, and read them back, and return the evidence. The closed part awaits publish or discard.
 
     A part is removed if `fill` raises.
     """
     writer = ShardWriter(path, layout, identity, x)
     try:
-        writer.close(fill(writer.write))
+        writer.close(fill(writer))
     except BaseException:
         writer.discard()
         raise

@@ -55,7 +55,9 @@ def exp(x: Pair) -> Pair:
         less_one = less_one.scaled(2.0) + less_one * less_one
     whole = less_one + 1.0
     half = (n / 2).round()  # 2ⁿ itself may leave the range
-    return whole.scaled(torch.ldexp(torch.ones_like(n), half.int())).scaled(torch.ldexp(torch.ones_like(n), (n - half).int()))
+    return whole.scaled(torch.ldexp(torch.ones_like(n), half.int())).scaled(
+        torch.ldexp(torch.ones_like(n), (n - half).int())
+    )
 
 
 def logistic(x: Pair) -> Pair:
