@@ -36,7 +36,8 @@ from tightpass.prompts import Prompts, check_prompts, directory_of, texts_of
 from tightpass.rank.evidence import Evidence, collect
 from tightpass.rank.leading import DEFAULT_K, leading_spectrum
 from tightpass.rank.verdict import Spectrum, verdict
-from tightpass.report import plots, table
+from tightpass.report import figures, table
+from tightpass.report.say import say
 from tightpass.spectra.batched import Factors
 from tightpass.spectra.exact import singular_values
 from tightpass.spectra.verify import SMALL, check_leading, check_values, tolerance
@@ -93,11 +94,7 @@ class Run:
 
     def plot(self) -> tuple[Path, Path, Path]:
         """Writes ranks.png, spectra.png and curves.png into the directory; returns their paths."""
-        return (
-            plots.ranks(self.spectra, self.title, self.directory / "ranks.png"),
-            plots.spectra(self.spectra, self.title, self.directory / "spectra.png"),
-            plots.curves(self.spectra, self.title, self.directory / "curves.png"),
-        )
+        return figures.draw(self.spectra, self.title, self.directory)
 
     def shard(self, name: str) -> Shard:
         """The Jacobian of a job on disk. Raises InputError if it was discarded."""
@@ -187,7 +184,16 @@ def _compute(model: Model, config: Config, directory: Path, limit: int, progress
         write_question(directory / "run.yaml", config)
         remove_abandoned_parts(directory)
         _Job(config, directory, captured, tokens, limit).all(listed, progress)
-    open_single(directory).plot()
+    draw_if_possible(open_single(directory))
+
+
+def draw_if_possible(done: Run) -> None:
+    """The figures; where they cannot be drawn a line on stderr says so, since the numbers are on disk."""
+    try:
+        done.plot()
+    except Exception as error:  # matplotlib's fonts, styles and caches, or a full disk
+        reason = next(iter(str(error).splitlines()), "")
+        say(f"figures were not drawn ({type(error).__name__}: {reason}); the numbers are in {done.directory}")
 
 
 def write_question(path: Path, config: Config) -> None:
