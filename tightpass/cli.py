@@ -204,7 +204,9 @@ def _document(opened: Any) -> dict[str, Any]:
     from tightpass.run import Run
 
     if isinstance(opened, Run):
-        return {"provenance": opened.provenance, "jobs": table.as_json(opened.spectra)}
+        rows = zip(table.as_json(opened.spectra), opened.records, strict=True)
+        jobs = [row | {"seconds": record.seconds, "made": record.made} for row, record in rows]
+        return {"provenance": opened.provenance, "jobs": jobs}
     summary = opened.table().reset_index()
     return {
         "spread": json.loads(summary.to_json(orient="records", double_precision=15)),
@@ -233,6 +235,9 @@ def _show(opened: Any) -> None:
             console.print(
                 f"{opened.unfinished} of {len(opened.texts)} prompts are not done; the same run again does them."
             )
+    for run in [opened] if isinstance(opened, Run) else opened.runs:
+        for line in run.made_differently:
+            console.print(line if isinstance(opened, Run) else f"prompt {run.directory.name}: {line}")
     provenance = (opened if isinstance(opened, Run) else opened.runs[0]).provenance
     if provenance["weights"].startswith("random"):
         console.print(
@@ -287,6 +292,7 @@ def show_command(
     """Print the table of a run."""
 
     def act() -> None:
+        from tightpass.provenance import in_a_line
         from tightpass.report import explain as explanation
         from tightpass.run import Run, open
 
@@ -308,8 +314,9 @@ def show_command(
         elif explain:
             for run in runs:
                 print(run.title if isinstance(opened, Run) else f"prompt {run.directory.name}: {run.title}")
-                for s in run.spectra:
-                    print("\n".join(explanation.lines(s)))
+                for record in run.records:
+                    print("\n".join(explanation.lines(record.spectrum)))
+                    print(f"  {in_a_line(record)}")
         else:
             _show(opened)
 
