@@ -9,7 +9,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tightpass.config import Config
 from tightpass.errors import InputError, InterruptedRunError, TightpassError
 from tightpass.memory import format_bytes
+from tightpass.report.say import give_up_stdout, make_printable, say, spells_unicode
 
 app = typer.Typer(
     add_completion=False,
@@ -102,8 +105,9 @@ def guarded(act: Callable[[], None], debug: bool = False) -> None:
     """Runs `act`; the package's own errors become one or two lines and their exit code."""
     try:
         act()
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
+        give_up_stdout()
         raise typer.Exit(0) from None
     except TightpassError as error:
         if debug:
@@ -112,6 +116,8 @@ def guarded(act: Callable[[], None], debug: bool = False) -> None:
     except OSError as error:
         if debug:
             raise
+        if error.filename is None:  # not of a file, but of stdout
+            give_up_stdout()
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 2)
     except KeyboardInterrupt:
         if debug:
@@ -120,7 +126,7 @@ def guarded(act: Callable[[], None], debug: bool = False) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    say(f"error: {message}")
     raise typer.Exit(code) from None
 
 
@@ -154,14 +160,28 @@ def run_command(config: Config, as_json: bool) -> None:
 
         finished = answer(config, show)
     seconds = time.perf_counter() - start
-    if as_json:
-        asked = {"directory": str(finished.directory), "question": finished.config.question(), "seconds": seconds}
-        _print_json(asked | _document(finished))
-        return
-    _show(finished)
-    shards = ", shards/" if finished.config.keeps_jacobian else ""
-    where = "" if isinstance(finished, Run) else "prompts/*/"
-    print(f"{seconds:.1f} s · {finished.directory}: {where}{{ranks,spectra,curves}}.png, results.h5{shards}")
+    with printing_of(finished.directory):
+        if as_json:
+            asked = {"directory": str(finished.directory), "question": finished.config.question(), "seconds": seconds}
+            _print_json(asked | _document(finished))
+            return
+        _show(finished)
+        shards = ", shards/" if finished.config.keeps_jacobian else ""
+        where = "" if isinstance(finished, Run) else "prompts/*/"
+        print(f"{seconds:.1f} s · {finished.directory}: {where}{{ranks,spectra,curves}}.png, results.h5{shards}")
+
+
+@contextmanager
+def printing_of(directory: Path) -> Iterator[None]:
+    """For what is on disk already: that it cannot be printed is said, and is no failure."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, TightpassError):
+        raise
+    except (OSError, ValueError) as error:
+        give_up_stdout()
+        say(f"the results could not be printed ({getattr(error, 'strerror', None) or error}); they are in {directory}")
 
 
 def remembered_interrupts() -> list[int]:
@@ -184,7 +204,9 @@ def _document(opened: Any) -> dict[str, Any]:
     from tightpass.run import Run
 
     if isinstance(opened, Run):
-        return {"provenance": opened.provenance, "jobs": table.as_json(opened.spectra)}
+        rows = zip(table.as_json(opened.spectra), opened.records, strict=True)
+        jobs = [row | {"seconds": record.seconds, "made": record.made} for row, record in rows]
+        return {"provenance": opened.provenance, "jobs": jobs}
     summary = opened.table().reset_index()
     return {
         "spread": json.loads(summary.to_json(orient="records", double_precision=15)),
@@ -213,6 +235,9 @@ def _show(opened: Any) -> None:
             console.print(
                 f"{opened.unfinished} of {len(opened.texts)} prompts are not done; the same run again does them."
             )
+    for run in [opened] if isinstance(opened, Run) else opened.runs:
+        for line in run.made_differently:
+            console.print(line if isinstance(opened, Run) else f"prompt {run.directory.name}: {line}")
     provenance = (opened if isinstance(opened, Run) else opened.runs[0]).provenance
     if provenance["weights"].startswith("random"):
         console.print(
@@ -223,7 +248,7 @@ def _show(opened: Any) -> None:
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(json.dumps(document, indent=2, ensure_ascii=not spells_unicode()))
 
 
 @app.command("plan")
@@ -267,6 +292,7 @@ def show_command(
     """Print the table of a run."""
 
     def act() -> None:
+        from tightpass.provenance import in_a_line
         from tightpass.report import explain as explanation
         from tightpass.run import Run, open
 
@@ -288,8 +314,9 @@ def show_command(
         elif explain:
             for run in runs:
                 print(run.title if isinstance(opened, Run) else f"prompt {run.directory.name}: {run.title}")
-                for s in run.spectra:
-                    print("\n".join(explanation.lines(s)))
+                for record in run.records:
+                    print("\n".join(explanation.lines(record.spectrum)))
+                    print(f"  {in_a_line(record)}")
         else:
             _show(opened)
 
@@ -399,11 +426,12 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 def main() -> None:
     """Entry point of `tightpass`."""
+    make_printable()
     try:
         sys.exit(app(standalone_mode=False) or 0)  # in this mode an Exit comes back as its code
     except typer.Abort:
         sys.exit(InterruptedRunError.exit_code)
     except USAGE_ERROR as error:
         if message := error.format_message():  # empty where the help was shown instead
-            print(f"error: {message}", file=sys.stderr)
+            say(f"error: {message}")
         sys.exit(2)

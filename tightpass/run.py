@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -33,10 +30,12 @@ from tightpass.models.loading import Model, load_model, locate
 from tightpass.models.tokens import Tokens, tokenize
 from tightpass.plan import check_fits, check_settings, jobs, plan, plan_for
 from tightpass.prompts import Prompts, check_prompts, directory_of, texts_of
-from tightpass.rank.evidence import Evidence, collect
+from tightpass.provenance import made_differently, made_here, provenance_of
+from tightpass.rank.evidence import collect
 from tightpass.rank.leading import DEFAULT_K, leading_spectrum
 from tightpass.rank.verdict import Spectrum, verdict
-from tightpass.report import plots, table
+from tightpass.report import figures, table
+from tightpass.report.say import say
 from tightpass.spectra.batched import Factors
 from tightpass.spectra.exact import singular_values
 from tightpass.spectra.verify import SMALL, check_leading, check_values, tolerance
@@ -93,11 +92,7 @@ class Run:
 
     def plot(self) -> tuple[Path, Path, Path]:
         """Writes ranks.png, spectra.png and curves.png into the directory; returns their paths."""
-        return (
-            plots.ranks(self.spectra, self.title, self.directory / "ranks.png"),
-            plots.spectra(self.spectra, self.title, self.directory / "spectra.png"),
-            plots.curves(self.spectra, self.title, self.directory / "curves.png"),
-        )
+        return figures.draw(self.spectra, self.title, self.directory)
 
     def shard(self, name: str) -> Shard:
         """The Jacobian of a job on disk. Raises InputError if it was discarded."""
@@ -107,6 +102,11 @@ class Run:
                 f"the Jacobian of {name} was not kept in {self.directory} (discard_jacobian, or method topk)"
             )
         return Shard(path)
+
+    @property
+    def made_differently(self) -> list[str]:
+        """What made the jobs and was not the same for all, a line each."""
+        return made_differently(self.records)
 
     @property
     def title(self) -> str:
@@ -187,7 +187,16 @@ def _compute(model: Model, config: Config, directory: Path, limit: int, progress
         write_question(directory / "run.yaml", config)
         remove_abandoned_parts(directory)
         _Job(config, directory, captured, tokens, limit).all(listed, progress)
-    open_single(directory).plot()
+    draw_if_possible(open_single(directory))
+
+
+def draw_if_possible(done: Run) -> None:
+    """The figures; where they cannot be drawn a line on stderr says so, since the numbers are on disk."""
+    try:
+        done.plot()
+    except Exception as error:  # matplotlib's fonts, styles and caches, or a full disk
+        reason = next(iter(str(error).splitlines()), "")
+        say(f"figures were not drawn ({type(error).__name__}: {reason}); the numbers are in {done.directory}")
 
 
 def write_question(path: Path, config: Config) -> None:
@@ -339,16 +348,18 @@ class _Job:
         """One job, from its published shard where there is one."""
         path = shard_path(self.directory, options.name)
         seconds: dict[str, float] = {}
+        made = made_here(str(self.captured.model.device))
         if not self.config.forms_jacobian:
             with timed(seconds, "block"):
                 J = self.jacobian(options)
             with timed(seconds, "spectrum"):
                 found = leading_spectrum(J, self.config.k or DEFAULT_K, self.config.vectors)
-            return Record(identity, found, seconds)
+            return Record(identity, found, seconds, made)
         if self.has_shard(options.name, identity):
             shard = Shard(path)
             factors = self.jacobian(options).factors if options.kind == "mlp" else None
-            return Record(identity, self.judged(shard, seconds, options, factors), seconds)
+            made["jacobian"] = "from its shard, which was there already"
+            return Record(identity, self.judged(shard, seconds, options, factors), seconds, made)
         with timed(seconds, "block"):
             J = self.jacobian(options)
         with timed(seconds, "jacobian, floor and storage"):
@@ -361,7 +372,7 @@ class _Job:
                     shard = writer.publish()
             else:
                 shard = Shard(writer.part)
-            return Record(identity, self.judged(shard, seconds, options, J.factors), seconds)
+            return Record(identity, self.judged(shard, seconds, options, J.factors), seconds, made)
         finally:
             writer.discard()
 
@@ -371,9 +382,8 @@ class _Job:
 
     def judged(self, shard: Shard, seconds: dict[str, float], options: Options, factors: Factors | None) -> Spectrum:
         with timed(seconds, "spectrum"):
-            evidence = Evidence.from_dict(shard.evidence)
             return verdict(
-                shard, evidence, options.name, len(self.tokens.ids), self.config.vectors, factors, self.memory
+                shard, shard.evidence, options.name, len(self.tokens.ids), self.config.vectors, factors, self.memory
             )
 
 
@@ -382,24 +392,6 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start
-
-
-def provenance_of(model: Model, tokens: Tokens, weights_hash: str) -> dict[str, Any]:
-    """What a reader needs to know of where the numbers come from."""
-    packages = ("torch", "transformers", "numpy", "scipy", "h5py")
-    return {
-        "tightpass": version("tightpass"),
-        "model": model.name,
-        "revision": model.revision,
-        "weights": model.weights,
-        "weights_sha256": weights_hash,
-        "tokens": tokens.origin,
-        "device": str(model.device),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: version(name) for name in packages} | {"hdf5": h5py.version.hdf5_version},
-    }
 
 
 def open(directory: str | Path) -> Run | Prompts:
@@ -477,7 +469,7 @@ def _verify_single(opened: Run) -> list[str]:
             if shard.identity != record.identity:
                 raise VerificationError(f"{path} belongs to another computation than results.h5")
             shard.check()
-            if shard.evidence != json.loads(json.dumps(s.evidence.as_dict())):
+            if shard.evidence != s.evidence:
                 raise VerificationError(f"{path} records other evidence than results.h5")
             lines.append(f"{s.name}: {shard.layout.count} blocks, checksums, ‖J‖_F², {compared(shard, s)}, ranks agree")
         elif not opened.config.forms_jacobian:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 
 from tightpass.rank.rounding import add_up
 from tightpass.spectra.twostage import PROBED
@@ -65,13 +64,13 @@ class Floor:
 
 def weakest(parts: Iterable[Part]) -> str:
     """How surely all bounds hold at once: the confidence of the least sure, or, where that is a probability, 1 minus the
-    sum of the chances, such as "99.8 %", rounded down."""
+    sum of the chances, such as "99.8 %", rounded down (but for what a sum of many chances itself is rounded by)."""
     parts, order = tuple(parts), list(CONFIDENCE)
     word = max((part.confidence for part in parts), key=order.index)
     if word != PROBED:
         return word
     chances = (part.chance or (CHANCE if part.confidence == PROBED else 0.0) for part in parts)
-    tenths = max(1, math.ceil(1000 * sum(Fraction(repr(float(chance))) for chance in chances)))
+    tenths = max(1, math.ceil(1000 * math.fsum(chances) - 1e-9))
     return f"{max(0, 1000 - tenths) / 10:.1f} %"
 
 

@@ -19,11 +19,13 @@ def append(path: Path, **entry: Any) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a line cut short by a crash is left out."""
+    """All whole entries; a line cut short by a crash, or damaged, is left out."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(entry, dict):
+            entries.append(entry)
     return entries

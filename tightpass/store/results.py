@@ -7,9 +7,10 @@ One dataset for all jobs, with dimensions job, index, rank and vector axes, as
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,52 @@ import xarray as xr
 
 from tightpass.errors import VerificationError
 from tightpass.rank.evidence import Evidence
-from tightpass.rank.floor import Floor, Part
+from tightpass.rank.floor import Floor
 from tightpass.rank.interval import LABELS
 from tightpass.rank.verdict import Spectrum
 from tightpass.store.shards import sync
+from tightpass.store.stored import check_evidence, check_part, door, parsed
 
 SCHEMA = 2
 
 
+VARIABLES = {
+    "singular_values",
+    "label",
+    "floor",
+    "rank_low",
+    "rank_high",
+    "rank_flag",
+    "identity",
+    "detail",
+    "token_id",
+}
+PROVENANCE = {"jobs", "model", "revision", "weights", "weights_sha256", "tokens"}
+"""What the attribute has of the run as a whole; older files have what made the last job beside it."""
+
+
 @dataclass(frozen=True)
 class Record:
-    """One finished job: its identity, spectrum, and seconds spent on each stage."""
+    """One finished job: its identity, spectrum, seconds spent on each stage, and what made it (`provenance.made_here`)."""
 
     identity: str
     spectrum: Spectrum
     seconds: dict[str, float]
+    made: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a job's `detail` holds as JSON, beside the arrays."""
+
+    tokens: int
+    floor: Floor
+    evidence: Evidence
+    method: str
+    checks: tuple[str, ...]
+    seconds: dict[str, float]
+    total: int | None = None
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 def save(path: Path, records: list[Record], provenance: dict[str, Any], token_ids: list[int]) -> None:
@@ -94,57 +126,74 @@ def _dataset(records: list[Record], provenance: dict[str, Any], token_ids: list[
 
 def _detail(record: Record) -> dict[str, Any]:
     s = record.spectrum
-    return {
-        "tokens": s.tokens,
-        "floor": {"parts": [asdict(part) for part in s.floor.parts], "conventional": s.floor.conventional},
-        "evidence": s.evidence.as_dict(),
-        "method": s.method,
-        "checks": s.checks,
-        "total": s.total,
-        "seconds": record.seconds,
-    }
+    return asdict(
+        Detail(s.tokens, s.floor, s.evidence, s.method, s.checks, record.seconds, s.total, record.made),
+    )
 
 
 def load(path: Path) -> tuple[list[Record], dict[str, Any], list[int]]:
-    """Records, provenance and token ids. Raises VerificationError for an unknown schema."""
+    """Records, provenance and token ids. Raises VerificationError for a damaged file and an unknown schema."""
+    remedy = "delete it and run again, shards are kept"
     try:
         opened = xr.open_dataset(path, engine="h5netcdf")
     except (OSError, ValueError) as error:
-        raise VerificationError(f"{path} cannot be read ({error}); delete it and run again, shards are kept") from error
-    with opened as dataset:
+        raise VerificationError(f"{path} cannot be read ({error}); {remedy}") from error
+    with opened as dataset, door(path, remedy):
         if "schema" not in dataset.attrs:
-            raise VerificationError(
-                f"{path} is not a results file of tightpass; delete it and run again, shards are kept"
-            )
+            raise VerificationError(f"{path} is not a results file of tightpass; {remedy}")
         if dataset.attrs["schema"] != SCHEMA:
             raise VerificationError(f"{path} has schema {dataset.attrs.get('schema')}, this version reads {SCHEMA}")
+        if missing := VARIABLES - set(dataset.variables):
+            raise ValueError(f"without {', '.join(sorted(missing))}")
         dataset = dataset.load()
-        records = [_record(dataset, i) for i in range(dataset.sizes["job"])]
-        return records, json.loads(dataset.attrs["provenance"]), [int(t) for t in dataset["token_id"].values]
+        provenance = _provenance(dataset.attrs.get("provenance"))
+        records = [_record(dataset, i, provenance) for i in range(dataset.sizes["job"])]
+        if not records:
+            raise ValueError("without any job")
+        return records, provenance, [int(t) for t in dataset["token_id"].values]
 
 
-def _record(dataset: xr.Dataset, i: int) -> Record:
-    detail = json.loads(str(dataset["detail"].values[i]))
-    floor = detail["floor"]
+def _provenance(text: Any) -> dict[str, Any]:
+    """Raises ValueError where it is not there, or not whole."""
+    found = json.loads(text) if isinstance(text, str) else None
+    if not isinstance(found, dict) or PROVENANCE - set(found) or not isinstance(found["jobs"], list):
+        raise ValueError(f"provenance: expected JSON with {', '.join(sorted(PROVENANCE))}")
+    return found
+
+
+def _record(dataset: xr.Dataset, i: int, provenance: dict[str, Any]) -> Record:
+    name = str(dataset["job"].values[i])
+    try:
+        detail = parsed(Detail, dataset["detail"].values[i])
+        check_evidence(detail.evidence)
+        for part in detail.floor.parts:
+            check_part(part)
+        if not detail.floor.parts:
+            raise ValueError("floor: expected at least one part")
+    except ValueError as error:
+        raise ValueError(f"detail of {name}: {error}") from None
 
     def row(name: str) -> Any:
         return dataset[name].values[i] if name in dataset else None
 
     spectrum = Spectrum(
-        name=str(dataset["job"].values[i]),
-        tokens=detail["tokens"],
+        name=name,
+        tokens=detail.tokens,
         values=dataset["singular_values"].values[i],
         blocks=row("value_token"),
-        floor=Floor(tuple(Part(**part) for part in floor["parts"]), floor["conventional"]),
-        evidence=Evidence.from_dict(detail["evidence"]),
-        method=detail["method"],
-        checks=tuple(detail["checks"]),
+        floor=detail.floor,
+        evidence=detail.evidence,
+        method=detail.method,
+        checks=detail.checks,
         U=row("U"),
         Vh=row("Vh"),
         residuals=row("residual"),
-        total=detail.get("total"),
+        total=detail.total,
     )
-    return Record(str(dataset["identity"].values[i]), spectrum, detail["seconds"])
+    if spectrum.values.dtype.name not in ("float32", "float64") or not 0 < len(spectrum.values) <= spectrum.size:
+        raise ValueError(f"singular_values: expected float32 or float64, and at most {spectrum.size} of them")
+    made = detail.made or {key: value for key, value in provenance.items() if key not in PROVENANCE}
+    return Record(str(dataset["identity"].values[i]), spectrum, detail.seconds, made)
 
 
 def check_derived(path: Path, s: Spectrum) -> None:
@@ -153,7 +202,7 @@ def check_derived(path: Path, s: Spectrum) -> None:
         row = dataset.sel(job=s.name)
         same = (
             np.array_equal(row["label"].values, s.codes)
-            and float(row["floor"]) == s.floor.total
+            and math.isclose(float(row["floor"]), s.floor.total, rel_tol=1e-15)  # once summed without rounding up
             and (int(row["rank_low"]), int(row["rank_high"])) == s.rank.interval
             and str(row["rank_flag"].values) == s.rank.flag
             and ("rank_confidence" not in row or str(row["rank_confidence"].values) == s.rank.confidence)

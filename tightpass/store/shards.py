@@ -21,6 +21,8 @@ import torch
 
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Panel
+from tightpass.rank.evidence import Evidence
+from tightpass.store.stored import check_evidence, door, parsed
 from tightpass.structure import STRUCTURES, Structure
 
 SCHEMA = 1
@@ -175,25 +177,16 @@ class Shard:
     """A Jacobian on disk; a source for `spectra`. Each reading opens the file anew."""
 
     def __init__(self, path: Path) -> None:
+        """Raises VerificationError for a damaged file, InputError for one of another schema."""
         self.path = path
-        with self._open() as file:
+        with self._open() as file, door(path, "delete it and run again"):
             if not {"identity", "schema", "evidence"} <= set(file.attrs) or "jacobian" not in file:
                 raise VerificationError(f"{path} is not a shard of tightpass; delete it and run again")
             if file.attrs["schema"] != SCHEMA:
                 raise InputError(f"{path} has schema {file.attrs['schema']}, this version reads {SCHEMA}")
             self.identity = str(file.attrs["identity"])
-            self.evidence: dict[str, Any] = json.loads(file.attrs["evidence"])
-            count, d_out, d_in = file["jacobian"].shape
-            self.layout = Layout(
-                STRUCTURES[file.attrs["structure"]],
-                int(file.attrs["tokens_out"]),
-                int(file.attrs["tokens_in"]),
-                d_out,
-                d_in,
-                str(file["jacobian"].dtype),
-            )
-            if count != self.layout.count:
-                raise VerificationError(f"{path} has {count} blocks, expected {self.layout.count}")
+            self.evidence = _evidence(file.attrs["evidence"])
+            self.layout = _layout(file)
 
     def _open(self) -> h5py.File:
         try:
@@ -242,9 +235,40 @@ class Shard:
             energy += float(panel.blocks.double().square().sum())
         if found != expected:
             raise VerificationError(f"{self.path}: blocks are missing or out of order")
-        recorded = self.evidence["energy"]
+        recorded = self.evidence.energy
         if not abs(energy - recorded) <= 1e-9 * max(energy, recorded):
             raise VerificationError(f"{self.path}: ‖J‖_F² is {energy:.17g}, recorded {recorded:.17g}")
+
+
+def _evidence(text: Any) -> Evidence:
+    try:
+        evidence = parsed(Evidence, text)
+        check_evidence(evidence)
+    except ValueError as error:
+        raise ValueError(f"evidence: {error}") from None
+    return evidence
+
+
+def _layout(file: h5py.File) -> Layout:
+    """Raises ValueError where structure, tokens and arrays do not fit together."""
+    name = str(file.attrs["structure"])
+    if name not in STRUCTURES:
+        raise ValueError(f"structure: expected one of {', '.join(STRUCTURES)}, got {name!r}")
+    tokens_out, tokens_in = int(file.attrs["tokens_out"]), int(file.attrs["tokens_in"])
+    if min(tokens_out, tokens_in) < 1:
+        raise ValueError(f"tokens: expected at least 1, got {tokens_out} and {tokens_in}")
+    count, d_out, d_in = file["jacobian"].shape
+    layout = Layout(STRUCTURES[name], tokens_out, tokens_in, d_out, d_in, str(file["jacobian"].dtype))
+    if layout.dtype not in ("float32", "float64"):
+        raise ValueError(f"jacobian: expected float32 or float64, got {layout.dtype}")
+    if count != layout.count:
+        raise ValueError(f"{count} blocks, expected {layout.count}")
+    for tokens in ("row_token", "column_token"):
+        if file[tokens].shape != (count,):
+            raise ValueError(f"{tokens}: expected {count} entries, got shape {file[tokens].shape}")
+    if file["x"].ndim != 2:
+        raise ValueError(f"x: expected a matrix, got shape {file['x'].shape}")
+    return layout
 
 
 def write_shard(
