@@ -231,6 +231,6 @@ def svd_error(B: Bidiagonal, sigma1: float) -> SvdError:
 
 @lru_cache(maxsize=8)
 def probes(n: int, dtype: str) -> NDArray[Any]:
-    """Zᵀ (4, n), Gaussian, the same every time."""
+    """Zᵀ (4, n), Gaussian, the same every time: what is said of chance holds for matrices chosen without knowledge of them."""
     found: NDArray[Any] = np.random.default_rng(20).standard_normal((PROBES, n)).astype(dtype)
     return found
