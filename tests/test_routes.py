@@ -45,6 +45,14 @@ def test_gram_values_are_refused_for_float64():
         gram_values([(np.eye(3), slice(0, 3))], 3)
 
 
+def test_a_gram_matrix_that_is_not_finite_is_told_before_lapack(capfd):
+    A = np.eye(9, dtype=np.float32)
+    A[3, 3] = np.nan
+    with pytest.raises(VerificationError, match="not finite"):
+        gram_values(in_groups(A, 4), 9)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_wrong_gram_matrix_is_seen(monkeypatch):
     from tightpass.spectra import gram
 

@@ -226,7 +226,7 @@ def test_every_block_is_within_the_bound(d, T, dtype):
         error, checks = exact.cross_check(found)
         own = found.values[found.blocks == odd]
         assert np.abs(own - np.r_[d * entry, np.zeros(d - 1)]).max() <= error.bound
-        certain = d <= 256 or T <= 6
+        certain = d <= 256 or T <= 6 or native.extension is None  # LAPACK's answers are always held against it
         assert error.confidence == ("certain" if certain else "99.9 %")
         assert error.chance == (0.0 if certain else pytest.approx(9e-4))
         assert f"({T} of {T} blocks)" in error.method

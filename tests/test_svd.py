@@ -345,6 +345,60 @@ def test_values_beyond_the_range_are_no_answer():
     assert tp.svdvals(A.astype(np.float64))[0] == pytest.approx(64 * 3e38, rel=1e-7)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 4), (60, 60), (30, 461)])
+@pytest.mark.parametrize("top", [1, 1000, 10**6])
+def test_denormal_entries(shape, top, dtype):
+    """Whole multiples of the smallest number there is: each value to the nearest multiple."""
+    whole = np.random.default_rng(0).integers(-top, top + 1, shape).astype(np.float64)
+    least = float(np.finfo(dtype).smallest_subnormal)
+    sigma = np.linalg.svd(whole, compute_uv=False)
+    for overwrite in (False, True):
+        values = tp.svdvals((whole * least).astype(dtype), overwrite).astype(np.float64) / least
+        assert np.abs(values - sigma).max() <= 0.5 + 4e-6 * sigma[0]
+
+
+def test_denormal_entries_by_lapack(monkeypatch):
+    monkeypatch.setattr(native, "extension", None)
+    test_denormal_entries((60, 60), 1000, np.float32)
+    test_denormal_entries((7, 4), 1, np.float64)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_memory_maps_and_numpy_matrices(dtype, overwrite, tmp_path):
+    A = np.random.default_rng(0).standard_normal((41, 19)).astype(dtype)
+    sigma = reference(A)
+    np.save(tmp_path / "a.npy", A)
+    for mode in ("r", "c"):
+        mapped = np.load(tmp_path / "a.npy", mmap_mode=mode)
+        values = tp.svdvals(mapped, overwrite)
+        assert type(values) is np.ndarray
+        assert np.abs(values - sigma).max() <= 2 * unit(A, sigma)
+        assert np.abs(tp.svds(np.load(tmp_path / "a.npy", mmap_mode=mode), 2).S - sigma[:2]).max() <= 1e-5 * sigma[0]
+    for matrix in (np.asmatrix(A.copy()), np.asmatrix(A.T.copy())):
+        assert np.abs(tp.svds(matrix, 2).S - sigma[:2]).max() <= 1e-5 * sigma[0]
+        values = tp.svdvals(matrix, overwrite)
+        assert values.shape == (19,)
+        assert np.abs(values - sigma).max() <= 2 * unit(A, sigma)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("n", [5, 450])
+def test_entries_that_are_not_finite_never_reach_lapack(n, wrong, capfd, monkeypatch):
+    A = np.ones((n, n))
+    A[n // 2, 1] = wrong
+    for extension in (native.extension, None):
+        monkeypatch.setattr(native, "extension", extension)
+        with pytest.raises(InputError, match="finite entries"):
+            tp.svdvals(A)
+    for work in (tp.svds, tp.rough_svds):
+        with pytest.raises(InputError, match="finite"):
+            work(A, 2)
+    assert capfd.readouterr() == ("", "")
+
+
 # ---- properties
 
 

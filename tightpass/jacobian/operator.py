@@ -21,6 +21,7 @@ from tightpass.jacobian.mlp import ClosedMLP
 from tightpass.jacobian.precision import check_precision_settings
 from tightpass.jacobian.probe import check_structure
 from tightpass.kernels import native
+from tightpass.kernels.forks import check_threads
 from tightpass.models.blocks import Block
 from tightpass.structure import BlockDiagonal, Dense, Structure
 
@@ -184,6 +185,7 @@ class Jacobian:
             raise InputError(
                 f"{verb} expects {self.dtype}, got {tensor.dtype}; convert it, or load the model in that dtype"
             )
+        check_threads(torch.get_num_threads())
         return tensor.to(self.device)
 
     def panels(self) -> Iterator[Panel]:
@@ -348,8 +350,10 @@ def jacobian(
                 a block brings its own
     memory      bytes that the intermediates of a product may take
 
-    Raises InputError for a missing or malformed x, VerificationError if the structure does not hold.
+    Raises InputError for a missing or malformed x and in a child forked after threads had run, VerificationError if the
+    structure does not hold.
     """
+    check_threads(torch.get_num_threads())
     if isinstance(fn, Block):
         if x is not None or structure is not None:
             raise InputError("a block brings its own x and structure; give jacobian(block) alone")

@@ -26,7 +26,7 @@ Factors = Callable[[int], tuple[Matrix, Matrix] | None]
 CANCELLATION = 4.0
 """Factors are used while ‖C‖_F·‖B‖_F is at most this many times √n·‖A‖_F."""
 WHOLE = 256
-"""Up to this many rows and columns every block is held against a reference of more precision, which takes about eight times
+"""Up to this many rows and columns every block is held against a reference of more precision, which takes about six times
 as long as its values; wider blocks go by probes."""
 FEW = 6
 """So many blocks, or less, are held against the reference up to `SMALL` rows and columns."""

@@ -43,7 +43,8 @@ Bound = Callable[[Bidiagonal, float], SvdError]
 def by_two_stage(A: Matrix, overwrite: bool = False, threads: int | None = None, bound: Bound = svd_error) -> Answer:
     """The two-stage route. Raises VerificationError if its own evidence is against it."""
     values, B = two_stage(A, overwrite, threads=threads)
-    check_values(values.astype(np.float64) / B.scale, B.energy, B.shape, B.dtype)
+    spacing = float(np.finfo(B.dtype).smallest_subnormal) / B.scale
+    check_values(values.astype(np.float64) / B.scale, B.energy, B.shape, B.dtype, spacing)
     probed = "the reduction by four random probes, energy and norms"
     placed = "every value, tail included, by Sturm counts on both sides"
     return Answer(values, "two-stage", bound(B, float(values[0])), (BASIC, probed, placed))
@@ -53,6 +54,8 @@ def by_lapack(driver: Callable[[Matrix], Matrix]) -> Callable[[Matrix], Answer]:
     """A driver of LAPACK's kind with a second look at the tail."""
 
     def route(A: Matrix) -> Answer:
+        if not device.all_finite(A):
+            raise VerificationError("the matrix has entries that are not finite")  # LAPACK would print it
         values = on_host(driver(A if driver is device.cusolver else on_host(A)))
         A = on_host(A)
         check_values(values, squared_norm(A), A.shape, A.dtype)
@@ -117,8 +120,11 @@ def verified(
     raise VerificationError("no SVD of this matrix can be trusted: " + "; ".join(problems))
 
 
-def check_matrix(A: Matrix, name: str = "A") -> None:
-    """Raises InputError for anything but a real float32 or float64 matrix with entries."""
+def check_matrix(A: Matrix, name: str = "A") -> Matrix:
+    """A itself, as a plain array where it is of a subclass of NumPy's (memmap, matrix), which share its memory.
+
+    Raises InputError for anything but a real float32 or float64 matrix with entries.
+    """
     shape, dtype = getattr(A, "shape", None), getattr(A, "dtype", None)
     if shape is None or dtype is None or not (isinstance(A, np.ndarray | torch.Tensor) or device.is_cupy(A)):
         raise InputError(f"{name}: expected a NumPy, torch or CuPy array, got {type(A).__name__}")
@@ -132,17 +138,19 @@ def check_matrix(A: Matrix, name: str = "A") -> None:
     if kind not in ("float32", "float64"):
         hint = "its real and imaginary parts have other singular values" if "complex" in kind else "convert it first"
         raise InputError(f"{name}: expected float32 or float64, got {kind}; {hint}")
+    return A.view(np.ndarray) if isinstance(A, np.ndarray) else A
 
 
 def svdvals(A: Matrix, overwrite: bool = False) -> Matrix:
-    """All singular values of A (M, N), descending, verified; the same kind of array as A, on its device.
+    """All singular values of A (M, N), descending, verified; the same kind of array as A, on its device (a plain one for
+    NumPy's subclasses).
 
     A           NumPy, torch or CuPy; float32 or float64
     overwrite   A may be destroyed: saves the copy where rows are contiguous and M ≥ N. No second route then
 
     Raises InputError for what is not a finite real matrix, VerificationError if no route's answer passes its checks.
     """
-    check_matrix(A)
+    A = check_matrix(A)
     if isinstance(A, torch.Tensor):
         A = A.detach().resolve_neg()
     own = device.to_cupy(A) if isinstance(A, torch.Tensor) and A.is_cuda else A

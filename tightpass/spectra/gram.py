@@ -61,6 +61,8 @@ def gram_values(panels: Iterable[tuple[NDArray[Any], slice]], n: int) -> GramVal
             part = wide[:, start : start + STRIP]
             at = columns.start + start
             G[at : at + part.shape[1], columns] += part.T @ wide
+    if not np.isfinite(energy):
+        raise VerificationError("Gram route: the matrix has entries that are not finite")
     squares = eigvalsh(G.T, overwrite_a=True, check_finite=False)[::-1][: min(rows, n)]
     total = float(squares.sum())
     if not (np.all(np.isfinite(squares)) and abs(total - energy) <= allowed_energy(n, np.float64) * energy):

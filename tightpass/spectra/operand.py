@@ -85,7 +85,7 @@ def operand(A: Any) -> Operand:
 
 
 def _of_array(A: Any) -> Operand:
-    check_matrix(A)
+    A = check_matrix(A)
     if device.is_cupy(A):
         import cupy
 

@@ -50,11 +50,12 @@ def reference_values(A: NDArray[np.floating[Any]]) -> Reference:
         U, S, Vh = np.linalg.svd(square)
     except np.linalg.LinAlgError:  # divide and conquer gives up on some repeated values, QR iteration does not
         U, S, Vh = svd(square, lapack_driver="gesvd")
+    least = float(np.finfo(np.float64).smallest_subnormal)  # where the scale leaves few digits
     if A.dtype == np.float32:
-        return Reference(S[:size] * scale, 64 * float(np.finfo(np.float64).eps) * float(S[0]) * scale)
+        return Reference(S[:size] * scale, 64 * float(np.finfo(np.float64).eps) * float(S[0]) * scale + least)
     F = correction(square, U, S, Vh)
     values, error = perturbed(S, F)
-    return Reference(values[:size] * scale, error * scale)
+    return Reference(values[:size] * scale, error * scale + least)
 
 
 def correction(A: Matrix, U: Matrix, S: Matrix, Vh: Matrix) -> Matrix:

@@ -102,12 +102,13 @@ def two_stage(
         raise VerificationError(f"two-stage reduction: ‖B‖_F² = {squares:.17g}, but ‖A‖_F² = {told['energy']:.17g}")
     scale = told["scale"]
     B = Bidiagonal(d, e, scale, shape, kind.dtype, told["misfit"] * scale, told["energy"])
-    with np.errstate(over="ignore"):
-        values = bidiagonal_values(B, threads) if values is None else values * kind.dtype.type(scale)
-    if not np.isfinite(values[0]):
-        raise VerificationError(f"σ₁ is beyond the range of {kind.dtype}; convert the matrix to float64, or scale it")
+    values = bidiagonal_values(B, threads) if values is None else values
     if told.get("misplaced", 1):
         check_by_counts(B, values, threads)
+    with np.errstate(over="ignore"):
+        values = values * kind.dtype.type(scale)
+    if not np.isfinite(values[0]):
+        raise VerificationError(f"σ₁ is beyond the range of {kind.dtype}; convert the matrix to float64, or scale it")
     return values, B
 
 
@@ -162,21 +163,24 @@ def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any
 
 
 def bidiagonal_values(B: Bidiagonal, threads: int | None = None) -> Values:
-    """All singular values of B in A's precision, descending."""
+    """All singular values of B in A's precision, descending, not yet multiplied by its scale."""
     eps = float(np.finfo(B.dtype).eps)
     reach = float(np.abs(B.d).max() + (np.abs(B.e).max() if len(B.e) else 0.0))
     values = ops.bisection(B.d, B.e, absolute=eps / 16 * reach, relative=eps / 8, threads=threads)
-    return np.asarray(values * B.scale, dtype=B.dtype)
+    return np.asarray(values, dtype=B.dtype)
 
 
 def check_by_counts(B: Bidiagonal, values: Values, threads: int | None = None) -> None:
-    """Raises VerificationError unless Sturm counts on both sides of every value, tail included, put it in its place."""
+    """Raises VerificationError unless Sturm counts on both sides of every value, tail included, put it in its place.
+
+    values   not yet multiplied by B's scale, which may leave few digits of them
+    """
     n = len(values)
     if len(B.d) != n or not np.all(np.isfinite(values)):
         raise VerificationError(f"expected {len(B.d)} finite singular values, got {n}, or some that are not finite")
     if not (B.d.any() or B.e.any() or values.any()):
         return  # zero, and rightly so
-    sigma = values.astype(np.float64) / B.scale
+    sigma = values.astype(np.float64)
     slack = float(np.finfo(B.dtype).eps) * (sigma + sigma[0] / 8)
     taus = np.concatenate([np.maximum(sigma - slack, 0), sigma + slack])
     counts = ops.sturm_counts(B.d, B.e, taus, threads=threads)
@@ -227,6 +231,6 @@ def svd_error(B: Bidiagonal, sigma1: float) -> SvdError:
 
 @lru_cache(maxsize=8)
 def probes(n: int, dtype: str) -> NDArray[Any]:
-    """Zᵀ (4, n), Gaussian, the same every time."""
+    """Zᵀ (4, n), Gaussian, the same every time: what is said of chance holds for matrices chosen without knowledge of them."""
     found: NDArray[Any] = np.random.default_rng(20).standard_normal((PROBES, n)).astype(dtype)
     return found

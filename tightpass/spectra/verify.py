@@ -66,9 +66,11 @@ def allowed_energy(size: int, dtype: Any) -> float:
     return 16 * float(np.finfo(dtype).eps) * float(np.sqrt(size))
 
 
-def check_values(values: Matrix, energy: float, shape: tuple[int, ...], dtype: Any = None) -> None:
+def check_values(
+    values: Matrix, energy: float, shape: tuple[int, ...], dtype: Any = None, spacing: float | None = None
+) -> None:
     """Finite, non-negative, sorted, as many as there should be, and Σσ² = ‖A‖_F² within the rounding of `dtype` (the
-    values' own, if left out)."""
+    values' own, if left out), which has numbers `spacing` apart next to zero (likewise)."""
     if len(values) != min(shape):
         raise VerificationError(f"expected {min(shape)} singular values, got {len(values)}")
     if not np.all(np.isfinite(values)):
@@ -76,7 +78,11 @@ def check_values(values: Matrix, energy: float, shape: tuple[int, ...], dtype: A
     if len(values) and (values[-1] < 0 or np.any(np.diff(values) > 0)):
         raise VerificationError("singular values are negative or not sorted")
     squares = float(np.sum(np.square(values, dtype=np.float64)))
-    if not abs(squares - energy) <= allowed_energy(max(shape), dtype or values.dtype) * max(energy, squares):
+    least = float(np.finfo(dtype or values.dtype).smallest_subnormal) if spacing is None else spacing
+    most = max(energy, squares)
+    allowed = allowed_energy(max(shape), dtype or values.dtype) * most
+    allowed += least * (np.sqrt(len(values) * most) + len(values) * least)
+    if not abs(squares - energy) <= allowed:
         raise VerificationError(f"Σσ² = {squares:.17g}, but ‖J‖_F² = {energy:.17g}: they differ beyond rounding")
 
 
