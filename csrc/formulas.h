@@ -4,10 +4,11 @@
 
 namespace tightpass {
 
-// Weight of the rank-one update of one head: a·(Wo_h v_s − Wo_h o_t) in one output feature.
+// Weight of the rank-one update of one head: a·(Wo_h v_s − Wo_h o_t) in one output feature, with o_t = v_u + rest for the
+// token u of the largest weight, so that nothing cancels where that weight is nearly 1.
 template <class T>
-TIGHTPASS_BOTH T update_weight(T a, T value, T mean) {
-  return a * (value - mean);
+TIGHTPASS_BOTH T update_weight(T a, T value, T top, T rest) {
+  return a * ((value - top) - rest);
 }
 
 // An entry of a row w, right-multiplied by a norm's Jacobian whose γ and centring are in w already:

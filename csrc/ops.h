@@ -9,7 +9,7 @@
 namespace tightpass {
 
 // Blocks (t, s) of softmax attention's Jacobian for some output tokens t, methods §1:
-//   w   = Σ_h a[t,h,s]·p[h,o,:] + Σ_h u_h·k[t,h,:] + δ_ts·q[t,o,:],  u_h = a[t,h,s]·(vo[o,h,s] − oo[o,h,t])
+//   w   = Σ_h a[t,h,s]·p[h,o,:] + Σ_h u_h·k[t,h,:] + δ_ts·q[t,o,:],  u_h = a[t,h,s]·(vo[o,h,s] − vt[o,h,t] − rest[o,h,t])
 //   out = r_s·(w − (w·x̂_s)·x̂_s / d)
 // Row t has columns[t] blocks, s = 0 .. columns[t] − 1; the block (t, s) starts at
 // out[start[t] + s·block_stride], its rows lie row_stride apart. Nothing else is touched.
@@ -17,7 +17,8 @@ template <class T>
 struct AttentionBlocks {
   View<const T, 3> a;      // (rows, heads, tokens) softmax weights
   View<const T, 3> vo;     // (d_out, heads, tokens) Wo_h v_s
-  View<const T, 3> oo;     // (d_out, heads, rows) Wo_h o_t
+  View<const T, 3> vt;     // (d_out, heads, rows) Wo_h v_u, u the token of the row's largest weight
+  View<const T, 3> rest;   // (d_out, heads, rows) Wo_h (o_t − v_u)
   View<const T, 3> p;      // (heads, d_out, d_in) Wo_h Wv_h, last axis contiguous
   View<const T, 3> k;      // (rows, heads, d_in) scale·q_t Wk_h, last axis contiguous
   View<const T, 3> q;      // (rows, d_out, d_in) query's own term, last axis contiguous; may be the diagonal of out

@@ -34,7 +34,8 @@ def attention_arguments(tokens, heads, d_out, d_in, norm, dtype=torch.float64, d
     names = {
         "a": array(tokens, heads, tokens).softmax(-1),
         "vo": array(d_out, heads, tokens),
-        "oo": array(d_out, heads, tokens),
+        "vt": array(d_out, heads, tokens),
+        "rest": array(d_out, heads, tokens),
         "p": array(heads, d_out, d_in),
         "k": array(tokens, heads, d_in),
         "q": array(tokens, d_out, d_in),
@@ -58,9 +59,10 @@ def doubled(arguments):
     }
 
 
-def plain_torch(a, vo, oo, p, k, q, columns, norm=None):
+def plain_torch(a, vo, vt, rest, p, k, q, columns, norm=None):
     """What one would write in torch: every term in one einsum, (T, T, d_out, d_in)."""
-    update = a[:, :, :, None] * (vo.permute(1, 2, 0)[None] - oo.permute(2, 1, 0)[:, :, None])  # (t, h, s, o)
+    mean = vt + rest
+    update = a[:, :, :, None] * (vo.permute(1, 2, 0)[None] - mean.permute(2, 1, 0)[:, :, None])  # (t, h, s, o)
     w = torch.einsum("ths,hoj->tsoj", a, p) + torch.einsum("thso,thj->tsoj", update, k)
     index = torch.arange(len(a))
     w[index, index] += q
@@ -265,7 +267,7 @@ def test_running_out_of_memory_is_an_exception():
     wide = np.lib.stride_tricks.as_strided(np.zeros(1), (1, 1, T), (0, 0, 0))
     with pytest.raises((MemoryError, RuntimeError)):
         ops.attention_blocks(
-            a, wide, one, one, one, one, np.zeros((1, 1, 1)), columns=[1], diagonal=[0], first=[0], threads=1
+            a, wide, one, one, one, one, one, np.zeros((1, 1, 1)), columns=[1], diagonal=[0], first=[0], threads=1
         )
 
 

@@ -12,7 +12,8 @@ AttentionBlocks<T> attention_blocks(const py::dict& given) {
   AttentionBlocks<T> op{};
   op.a = view<const T, 3>(given["a"]);
   op.vo = view<const T, 3>(given["vo"]);
-  op.oo = view<const T, 3>(given["oo"]);
+  op.vt = view<const T, 3>(given["vt"]);
+  op.rest = view<const T, 3>(given["rest"]);
   op.p = view<const T, 3>(given["p"]);
   op.k = view<const T, 3>(given["k"]);
   op.q = view<const T, 3>(given["q"]);

@@ -46,10 +46,10 @@ void fill_left(const AttentionBlocks<T>& op, Index t, Index o, const Scratch<T>&
   for (Index h = 0; h < H; ++h) {
     T* const weight = s.left + h * s.padded;
     T* const update = s.left + (H + h) * s.padded;
-    const T mean = op.oo(o, h, t);
+    const T top = op.vt(o, h, t), rest = op.rest(o, h, t);
     for (Index i = 0; i < count; ++i) {
       weight[i] = op.a(t, h, i);
-      update[i] = update_weight(weight[i], op.vo(o, h, i), mean);
+      update[i] = update_weight(weight[i], op.vo(o, h, i), top, rest);
     }
     if (op.x)
       for (Index i = 0; i < count; ++i) s.share[i] += weight[i] * op.px(o, h, i) + update[i] * op.kx(t, h, i);

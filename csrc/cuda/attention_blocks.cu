@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) attention_blocks_kernel(const Attent
     const Index h = n / kTile, s = s0 + n % kTile;
     const T a = s < count ? op.a(t, h, s) : T(0);
     left[n] = a;
-    left[H * kTile + n] = s < count ? update_weight(a, op.vo(o, h, s), op.oo(o, h, t)) : T(0);
+    left[H * kTile + n] = s < count ? update_weight(a, op.vo(o, h, s), op.vt(o, h, t), op.rest(o, h, t)) : T(0);
   }
   __syncthreads();
   if (op.x && threadIdx.x < kTile && s0 + threadIdx.x < count) {

@@ -57,7 +57,8 @@ template <class T>
 void test_attention(Index tokens, Index heads, Index d_out, Index d_in, bool causal, bool norm, Index offset) {
   const Index H = heads;
   auto a = random_array<T>(tokens * H * tokens), vo = random_array<T>(d_out * H * tokens);
-  auto oo = random_array<T>(d_out * H * tokens), p = random_array<T>(H * d_out * d_in);
+  auto vt = random_array<T>(d_out * H * tokens), rest = random_array<T>(d_out * H * tokens);
+  auto p = random_array<T>(H * d_out * d_in);
   auto k = random_array<T>(tokens * H * d_in), q = random_array<T>(tokens * d_out * d_in);
   auto px = random_array<T>(d_out * H * tokens), kx = random_array<T>(tokens * H * tokens);
   auto qx = random_array<T>(tokens * d_out), x = random_array<T>(tokens * d_in), r = random_array<T>(tokens);
@@ -72,7 +73,8 @@ void test_attention(Index tokens, Index heads, Index d_out, Index d_in, bool cau
   AttentionBlocks<T> op{};
   op.a = dense(a, {tokens, H, tokens});
   op.vo = dense(vo, {d_out, H, tokens});
-  op.oo = dense(oo, {d_out, H, tokens});
+  op.vt = dense(vt, {d_out, H, tokens});
+  op.rest = dense(rest, {d_out, H, tokens});
   op.p = dense(p, {H, d_out, d_in});
   op.k = dense(k, {tokens, H, d_in});
   op.q = dense(q, {tokens, d_out, d_in});
@@ -99,17 +101,17 @@ void test_attention(Index tokens, Index heads, Index d_out, Index d_in, bool cau
         if (norm) {
           for (Index h = 0; h < H; ++h)
             share += (long double)op.a(t, h, s) *
-                     (op.px(o, h, s) + ((long double)op.vo(o, h, s) - op.oo(o, h, t)) * op.kx(t, h, s));
+                     (op.px(o, h, s) + ((long double)op.vo(o, h, s) - op.vt(o, h, t) - op.rest(o, h, t)) * op.kx(t, h, s));
           if (s == t) share += op.qx(t, o);
           share /= d_in;
         }
         for (Index j = 0; j < d_in; ++j) {
           long double w = s == t ? op.q(t, o, j) : T(0), scale = std::abs(w);
           for (Index h = 0; h < H; ++h) {
-            const long double update = op.a(t, h, s) * ((long double)op.vo(o, h, s) - op.oo(o, h, t));
+            const long double update = op.a(t, h, s) * ((long double)op.vo(o, h, s) - op.vt(o, h, t) - op.rest(o, h, t));
             w += op.a(t, h, s) * (long double)op.p(h, o, j) + update * op.k(t, h, j);
             scale += std::abs(op.a(t, h, s) * op.p(h, o, j)) + std::abs(update * op.k(t, h, j)) +
-                     std::abs(op.a(t, h, s)) * (std::abs(op.vo(o, h, s)) + std::abs(op.oo(o, h, t)));
+                     std::abs(op.a(t, h, s)) * (std::abs(op.vo(o, h, s)) + std::abs(op.vt(o, h, t)) + std::abs(op.rest(o, h, t)));
           }
           long double expected = w;
           if (norm) {

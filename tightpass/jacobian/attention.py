@@ -8,6 +8,10 @@ With a^h_ts the softmax weights, o_t = Σ_s a_ts v_s per head and c the scale of
 Weights are folded with the norm (`norm.py`). Keys and values shared by several query heads are repeated, so
 every array here has one entry for each query head. With rotary positions q and k are the rotated ones, and Wk in
 block (t, s) becomes R_s·Wk, Wq in Q_t becomes R_t·Wq.
+
+Where a softmax row saturates, v_s − o_t is a small difference of large vectors, times a large q·Wk. With u the token of the
+largest weight and ã the weights without it, o_t − v_u = ã·V − (Σã)·v_u is small and right to all digits, and
+v_s − o_t = (v_s − v_u) − (o_t − v_u); in products scores' derivatives are likewise taken relative to that of u.
 """
 
 from __future__ import annotations
@@ -61,12 +65,20 @@ class ClosedAttention:
             future = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(future, -torch.inf)
         self.a = scores.softmax(-1)  # (H, T, T)
-        self.o = self.a @ heads.v  # (H, T, d_head)
+        self.top = self.a.argmax(-1)  # (H, T): the token u of each row's largest weight
+        others = self.a.scatter(-1, self.top[..., None], 0.0)
+        self.v_top = self._at_top(heads.v)  # (H, T, d_head) v_u
+        self.rest = others @ heads.v - others.sum(-1, keepdim=True) * self.v_top  # o_t − v_u
+        self.o = self.v_top + self.rest
 
     @property
     def width(self) -> int:
         """Elements of the widest intermediate of a product, per token and column."""
         return max(self.count * self.d_head, self.d_in, self.d_out)
+
+    def _at_top(self, by_token: torch.Tensor) -> torch.Tensor:
+        """(H, T, e): of each output token t, the row of its own u."""
+        return by_token.gather(1, self.top[..., None].expand(-1, -1, by_token.shape[-1]))
 
     # ---- pieces, made once
 
@@ -85,9 +97,18 @@ class ClosedAttention:
         return self._through_output(self.heads.v)
 
     @cached_property
-    def _OO(self) -> torch.Tensor:
-        """(d_out, H, T) Wo_h·o_t."""
-        return self._through_output(self.o)
+    def _VT(self) -> torch.Tensor:
+        """(d_out, H, T) Wo_h·v_u, the very numbers of `_VO`: v_u − v_u is zero."""
+        return self._VO.gather(2, self.top[None].expand(self.d_out, -1, -1))
+
+    @cached_property
+    def _OR(self) -> torch.Tensor:
+        """(d_out, H, T) Wo_h·(o_t − v_u)."""
+        return self._through_output(self.rest)
+
+    def _centred_values(self, t: int, n: int) -> torch.Tensor:
+        """(d_out, H, n) Wo_h·(v_s − o_t) of the first n tokens s."""
+        return (self._VO[:, :, :n] - self._VT[:, :, t : t + 1]) - self._OR[:, :, t : t + 1]
 
     @cached_property
     def _xhat_heads(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -144,7 +165,8 @@ class ClosedAttention:
         ops.attention_blocks(
             a=self.a[:, which].transpose(0, 1),
             vo=self._VO,
-            oo=self._OO[:, :, which],
+            vt=self._VT[:, :, which],
+            rest=self._OR[:, :, which],
             p=self._P,
             k=K,
             q=_stacked(places),
@@ -178,7 +200,8 @@ class ClosedAttention:
             ops.attention_blocks(
                 a=self.a[:, which, here].transpose(0, 1),
                 vo=self._VO[:, :, here],
-                oo=self._OO[:, :, which],
+                vt=self._VT[:, :, which],
+                rest=self._OR[:, :, which],
                 p=self._P,
                 k=K,
                 q=Q[skipped:],
@@ -194,8 +217,12 @@ class ClosedAttention:
         d_head, else by d_head × d_head matrices a head."""
         n, H = self._columns(t), self.count
         if n < self.d_head:
-            left = self.a[:, t, :n] * (self._VO[:, :, :n] - self._OO[:, :, t : t + 1])  # (d_out, H, n)
-            left, right = left.reshape(self.d_out, H * n), self._keys_through_query(t, n).reshape(H * n, self.d_in)
+            left = self.a[:, t, :n] * self._centred_values(t, n)  # (d_out, H, n)
+            keys = self._keys_through_query(t, n)
+            keys = keys - keys.gather(
+                1, self.top[:, t, None, None].expand(-1, -1, self.d_in)
+            )  # Σ_u a_u (v_u − o_t) is zero
+            left, right = left.reshape(self.d_out, H * n), keys.reshape(H * n, self.d_in)
         else:
             left = (self.heads.Wo.transpose(0, 1) @ self._mixing(t)).transpose(0, 1).reshape(self.d_out, -1)
             Wq, rotation = self.heads.Wq, self.heads.rotation
@@ -214,8 +241,12 @@ class ClosedAttention:
     def _mixing(self, t: int) -> torch.Tensor:
         """(H, d_head, d_head) scale·Σ_u a_tu (v_u − o_t) k_uᵀ."""
         n = self._columns(t)
-        centred = self.heads.v[:, :n] - self.o[:, t : t + 1]
-        return self.heads.scale * (self.a[:, t, :n, None] * centred).mT @ self.heads.k[:, :n]
+        centred = (self.heads.v[:, :n] - self.v_top[:, t : t + 1]) - self.rest[:, t : t + 1]
+        keys = self.heads.k[:, :n]
+        keys = keys - keys.gather(
+            1, self.top[:, t, None, None].expand(-1, -1, self.d_head)
+        )  # Σ_u a_u (v_u − o_t) is zero
+        return self.heads.scale * (self.a[:, t, :n, None] * centred).mT @ keys
 
     @cached_property
     def _mixings(self) -> torch.Tensor:
@@ -292,6 +323,8 @@ class ClosedAttention:
             n, count = self._columns(rows.stop - 1), rows.stop - rows.start
             q = self.heads.scale * self.heads.q[heads, rows]
             weights = (dk[:, :n].flatten(1, 2) @ q.mT).unflatten(1, (n, columns))
+            top = self.top[heads, rows][:, None, None].expand(-1, -1, columns, -1)
+            weights -= weights.gather(1, top)
             weights *= a[:, rows, :n].mT[:, :, None]
             pulled = (weights.flatten(2).mT @ v[:, :n]).unflatten(1, (columns, count))
             pulled -= weights.sum(1)[..., None] * self.o[heads, None, rows]
@@ -322,7 +355,9 @@ class ClosedAttention:
             n, count = self._columns(rows.stop - 1), rows.stop - rows.start
             at = g[:, rows]
             weights = (at.flatten(1, 2) @ v[:, :n].mT).unflatten(1, (count, columns))
-            weights -= (at * self.o[heads, rows, None]).sum(-1, keepdim=True)
+            top = self.top[heads, rows][:, :, None, None].expand(-1, -1, columns, -1)
+            weights -= weights.gather(3, top)
+            weights -= (at * self.rest[heads, rows, None]).sum(-1, keepdim=True)
             weights *= a[:, rows, None, :n]
             q = self.heads.scale * self.heads.q[heads, rows]
             dk[:, :n] += (weights.flatten(2).mT @ q).unflatten(1, (columns, n)).transpose(1, 2)
@@ -341,27 +376,39 @@ class ClosedAttention:
         if self.heads.rotation is not None:
             return torch.stack([self._row_energies(t) for t in range(self.tokens)])
         W = self.heads.double()
-        a, o = self.a.double(), self.o.double()
         Wo = W.Wo.transpose(0, 1)  # (H, d_out, d_head)
-        gram = torch.einsum("hoi,goj->hgij", Wo, Wo)  # Wo_hᵀ Wo_g
-        PP = torch.einsum("hgij,hid,gjd->hg", gram, W.Wv, W.Wv)
-        K = W.scale * W.q @ W.Wk  # (H, T, d_in)
-        KK = torch.einsum("htd,gtd->hgt", K, K)
-        VK = torch.einsum("hid,gtd->hgti", W.Wv, K)  # Wv_h K_t^g
-        e = torch.einsum("hts,gts,hg->ts", a, a, PP)
-        for h in range(self.count):
-            for g in range(self.count):
-                pair = a[h] * a[g]
-                y = torch.einsum("ij,ti->tj", gram[h, g], VK[h, g])  # Wo_gᵀ Wo_h Wv_h K_t^g
-                e += 2 * pair * (y @ W.v[g].T - (y * o[g]).sum(-1, keepdim=True))
-                e += pair * KK[h, g][:, None] * _centred_products(W.v[h], W.v[g], o[h], o[g], gram[h, g])
+        P = Wo @ W.Wv
+        pieces = _Energies(
+            P=P,
+            PP=torch.einsum("hoi,goi->hg", P, P),
+            K=W.scale * W.q @ W.Wk,
+            values=(Wo @ W.v.mT).transpose(0, 1),
+            rest=(Wo @ self.rest.double().mT).transpose(0, 1),
+        )
+        e = torch.zeros(self.tokens, self.tokens, dtype=torch.float64, device=self.a.device)
+        for t in range(self.tokens):
+            n = self._columns(t)
+            e[t, :n] = self._energies_of_row(pieces, t, n)
         if self.norm is not None:
-            e = e - self.norm.squared_shrink().double() * self._through_xhat(W, a, o, K).square().sum(0)
-            e = e * self.norm.r.double().square()
-        if self.causal:
-            e = e.tril(-1)
+            e *= self.norm.r.double().square()
         own = [float(self.diagonal_block(t).double().square().sum()) for t in range(self.tokens)]
         return e.diagonal_scatter(torch.tensor(own, dtype=e.dtype, device=e.device))
+
+    def _energies_of_row(self, pieces: _Energies, t: int, n: int) -> torch.Tensor:
+        """‖w_ts‖_F² of the first n blocks of row t, without the query's term, before the norm's scale: (n,)."""
+        a, K = self.a[:, t, :n].double(), pieces.K[:, t]  # (H, n), (H, d_in)
+        top = pieces.values.gather(2, self.top[None, :, t, None].expand(self.d_out, -1, 1))
+        Y = a * ((pieces.values[:, :, :n] - top) - pieces.rest[:, :, t : t + 1])  # (d_out, H, n)
+        PK = torch.einsum("hoi,gi->hgo", pieces.P, K)
+        e = torch.einsum("hs,gs,hg->s", a, a, pieces.PP)
+        e += 2 * torch.einsum("hs,hgs->s", a, torch.einsum("hgo,ogs->hgs", PK, Y))
+        YK = torch.einsum("ohs,hg->ogs", Y, K @ K.T)
+        e += (YK * Y).sum((0, 1))
+        if self.norm is None:
+            return e
+        x = self.norm.xhat[:n].double()
+        z = torch.einsum("hs,hoi,si->os", a, pieces.P, x) + torch.einsum("ohs,hs->os", Y, K @ x.T)
+        return e - self.norm.squared_shrink().double()[:n] * z.square().sum(0)
 
     def _row_energies(self, t: int) -> torch.Tensor:
         row = self.a.new_empty(self._columns(t), self.d_out, self.d_in)
@@ -369,21 +416,10 @@ class ClosedAttention:
         out[: len(row)] = self.write(range(t, t + 1), row, [0]).double().square().sum((1, 2))
         return out
 
-    def _through_xhat(self, W: Heads, a: torch.Tensor, o: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
-        """(d_out, T, T): the row of block (t, s) times x̂_s, before the norm."""
-        assert self.norm is not None
-        x = self.norm.xhat.double()
-        Wo = W.Wo.transpose(0, 1)
-        out = torch.zeros(self.d_out, self.tokens, self.tokens, dtype=torch.float64, device=x.device)
-        for h in range(self.count):
-            VO, OO, PX = Wo[h] @ W.v[h].T, Wo[h] @ o[h].T, Wo[h] @ (W.Wv[h] @ x.T)
-            out += a[h] * (PX[:, None, :] + (VO[:, None, :] - OO[:, :, None]) * (K[h] @ x.T))
-        return out
-
     def diagonal_block(self, t: int) -> torch.Tensor:
         """Block (t, t) alone, (d_out, d_in)."""
         w = torch.einsum("h,hij->ij", self.a[:, t, t], self._P)
-        update = self.a[:, t, t] * (self._VO[:, :, t] - self._OO[:, :, t])
+        update = self.a[:, t, t] * self._centred_values(t, t + 1)[:, :, t]
         w += update @ (self.heads.scale * self.heads.q[:, t, None] @ self.heads.Wk)[:, 0]
         query = torch.empty_like(w)
         self._query_term(t, query, None)
@@ -396,12 +432,16 @@ class ClosedAttention:
         return w
 
 
-def _centred_products(
-    v: torch.Tensor, w: torch.Tensor, o: torch.Tensor, u: torch.Tensor, G: torch.Tensor
-) -> torch.Tensor:
-    """(v_s − o_t)ᵀ G (w_s − u_t) for all t, s: (T, T)."""
-    vG, oG = v @ G, o @ G
-    return (vG * w).sum(-1) - u @ vG.T - oG @ w.T + (oG * u).sum(-1)[:, None]
+@dataclass(frozen=True)
+class _Energies:
+    """In float64: P (H, d_out, d_in), PP_hg = ⟨P_h, P_g⟩, K (H, T, d_in) scale·q_t·Wk_h, Wo_h·v_s and Wo_h·(o_t − v_u), both
+    (d_out, H, T)."""
+
+    P: torch.Tensor
+    PP: torch.Tensor
+    K: torch.Tensor
+    values: torch.Tensor
+    rest: torch.Tensor
 
 
 def _stacked(places: list[torch.Tensor]) -> torch.Tensor:

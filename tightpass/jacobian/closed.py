@@ -10,7 +10,7 @@ from torch import nn
 
 from tightpass.jacobian.attention import ClosedAttention, Heads
 from tightpass.jacobian.mlp import Branch, ClosedMLP, slope_of
-from tightpass.jacobian.norm import NoClosedFormError, norm_at
+from tightpass.jacobian.norm import NoClosedFormError, NormAt, norm_at
 from tightpass.jacobian.probe import explained, ratio
 from tightpass.jacobian.rotation import Rotation
 from tightpass.models.blocks import Block
@@ -90,6 +90,11 @@ def captured_rotation(call: Call) -> Rotation | None:
     return Rotation(cos, sin)
 
 
+def without_constant(linear: nn.Linear, folded: torch.Tensor, norm: NormAt | None, h: torch.Tensor) -> torch.Tensor:
+    """linear(h) less what it adds to every token: its bias, and the image of the norm's own."""
+    return nn.functional.linear(h, linear.weight) if norm is None else nn.functional.linear(norm.xhat, folded)
+
+
 def _attention(block: Block) -> ClosedAttention:
     parts, x = block.layers[0], block.x
     norm_module = parts.attn_norm if block.options.norm else None
@@ -99,17 +104,20 @@ def _attention(block: Block) -> ClosedAttention:
     output = _linear(parts.projection).weight
     d_head = output.shape[1] // count
     chosen = slice(None) if block.options.head is None else slice(block.options.head, block.options.head + 1)
+    rotation = captured_rotation(block.calls[0]["context"])
+    # what all values, or all keys, have in common cancels in J; keys that are rotated have nothing in common
+    dropped = (parts.value,) if rotation is not None else (parts.key, parts.value)
     folded, values = [], []
     for module in (parts.query, parts.key, parts.value):
         linear = _linear(module)
         groups = count // (linear.weight.shape[0] // d_head)  # query heads that share a key and a value
         weight = linear.weight if norm is None else norm.fold(linear.weight)
         folded.append(weight.view(-1, d_head, x.shape[1]).repeat_interleave(groups, 0)[chosen].contiguous())
-        at = linear(h).view(len(h), -1, d_head).transpose(0, 1)
+        at = without_constant(linear, weight, norm, h) if module in dropped else linear(h)
+        at = at.view(len(h), -1, d_head).transpose(0, 1)
         values.append(at.repeat_interleave(groups, 0)[chosen].contiguous())
     Wo = output.view(-1, count, d_head)[:, chosen].contiguous()
     (Wq, Wk, Wv), (q, k, v) = folded, values
-    rotation = captured_rotation(block.calls[0]["context"])
     if rotation is not None:
         q, k = rotation.turn(q, slice(None)).contiguous(), rotation.turn(k, slice(None)).contiguous()
     heads = Heads(Wq, Wk, Wv, Wo, q, k, v, scale=d_head**-0.5, rotation=rotation)

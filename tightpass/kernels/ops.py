@@ -267,7 +267,8 @@ def current_stream(array: Array) -> int:
 def attention_blocks(
     a: Array,
     vo: Array,
-    oo: Array,
+    vt: Array,
+    rest: Array,
     p: Array,
     k: Array,
     q: Array,
@@ -281,7 +282,8 @@ def attention_blocks(
 ) -> Array:
     """Blocks (t, s < columns[t]) of attention's Jacobian for some output tokens t, into `out`; returns it.
 
-    a, vo, oo   (rows, H, T) weights, (d_out, H, T) Wo_h v_s, (d_out, H, rows) Wo_h o_t
+    a, vo       (rows, H, T) weights, (d_out, H, T) Wo_h v_s
+    vt, rest    (d_out, H, rows) Wo_h v_u and Wo_h (o_t − v_u), u the token of row t's largest weight
     p, k, q     (H, d_out, d_in) Wo_h Wv_h, (rows, H, d_in) scale·q_t Wk_h, (rows, d_out, d_in) the term of
                 block (t, diagonal[t]), which may be that very block of `out`; diagonal[t] = T: no block has it
     out         (rows, T, d_out, d_in), or packed (blocks, d_out, d_in) with first[t] the index of (t, 0)
@@ -297,7 +299,8 @@ def attention_blocks(
     d_out, d_in = p.shape[1:]
     call.add("a", a, (rows, H, T))
     call.add("vo", vo, (d_out, H, T))
-    call.add("oo", oo, (d_out, H, rows))
+    call.add("vt", vt, (d_out, H, rows))
+    call.add("rest", rest, (d_out, H, rows))
     call.add("p", p, (H, d_out, d_in), rows=True)
     call.add("k", k, (rows, H, d_in), rows=True)
     call.add("q", q, (rows, d_out, d_in), rows=True)
@@ -326,7 +329,7 @@ def attention_blocks(
     call.check_apart(may_overlap="q" if _is_diagonal(layout("q", q), place, within, steps[1]) else None)
     call.given |= {"out": place.address, "block_stride": steps[0], "row_stride": steps[1]}
     if not call.run(threads, stream):
-        reference.attention_blocks(a, vo, oo, p, k, q, out, columns, diagonal, first, norm)
+        reference.attention_blocks(a, vo, vt, rest, p, k, q, out, columns, diagonal, first, norm)
     return out
 
 

@@ -61,7 +61,8 @@ def attention(
 def attention_blocks(
     a: Any,
     vo: Any,
-    oo: Any,
+    vt: Any,
+    rest: Any,
     p: Any,
     k: Any,
     q: Any,
@@ -75,7 +76,7 @@ def attention_blocks(
     for t in range(a.shape[0]):
         for s in range(int(columns[t])):
             weight = a[t, :, s]  # (H,)
-            update = weight * (vo[:, :, s] - oo[:, :, t])  # (d_out, H)
+            update = weight * (vo[:, :, s] - vt[:, :, t] - rest[:, :, t])  # (d_out, H)
             w = (weight[:, None, None] * p).sum(0) + update @ k[t]
             on_diagonal = s == int(diagonal[t])
             if on_diagonal:

@@ -114,7 +114,7 @@ def lanczos_norm(E: Difference, count: int, seed: int = 0) -> float:
     Golub & Kahan's (1965) bidiagonalisation, all vectors kept orthogonal.
     """
     v = torch.from_numpy(np.random.default_rng(seed).standard_normal(E.columns))
-    V, U = [v / v.norm()], []
+    V, U = [v / v.norm()], list[torch.Tensor]()
     B = np.zeros((count, count))
     for k in range(count):
         u = E.push(V[k])

@@ -186,5 +186,5 @@ def _gain_along_ones(blocks: Any) -> Any:
     count, m, d = blocks.shape
     high, low = np.zeros((count, m)), np.zeros((count, m))
     wide = np.ascontiguousarray(blocks, dtype=np.float64)
-    ops.block_product(wide, range(count), np.zeros(count, dtype=np.int64), np.ones((1, d)), high, low)
+    ops.block_product(wide, range(count), [0] * count, np.ones((1, d)), high, low)
     return np.sum((high + low) ** 2, axis=1) / d

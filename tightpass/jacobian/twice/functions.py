@@ -16,7 +16,7 @@ from tightpass.jacobian.twice.pair import Pair, Tensor, of
 
 DIGITS = 120
 """Of the constants, and of the recurrence for Taylor coefficients, which loses some."""
-HALVINGS, TERMS = 9, 11
+HALVINGS, TERMS, RANGE = 9, 11, 709.0
 CHUNK = 8192
 STEP, FARTHEST, ORDER = 0.25, 27.0, 28
 PLAIN = 20
@@ -41,8 +41,16 @@ def like(expression: str, x: Tensor) -> Pair:
 
 
 def exp(x: Pair) -> Pair:
-    """e^x; 0 where it underflows. x = n·log 2 + 2⁹·r, and e^r − 1 by its series, doubled in argument nine times."""
-    n = (x.hi / math.log(2)).round().clamp(-1100, 1100)
+    """e^x; 0 where it underflows, infinite where it overflows. x = n·log 2 + 2⁹·r, and e^r − 1 by its series, doubled in
+    argument nine times."""
+    inside = x.hi.abs() < RANGE
+    beyond = torch.where(x.hi > 0, torch.inf, 0.0)
+    found = _exp(x.where(inside, 0.0))
+    return Pair(torch.where(inside, found.hi, beyond), torch.where(inside, found.lo, 0.0))
+
+
+def _exp(x: Pair) -> Pair:
+    n = (x.hi / math.log(2)).round()
     r = (x - like("log(2)", x.hi) * n).scaled(2.0**-HALVINGS)
     rest = torch.ones_like(r.hi)  # r ≤ 2⁻¹⁰: what follows the sixth term is below 2⁻⁶⁰, and plain numbers do
     for k in range(TERMS, 6, -1):
@@ -69,7 +77,7 @@ def logistic(x: Pair) -> Pair:
 
 
 def tanh(x: Pair) -> Pair:
-    """2·logistic(2x) − 1, and (e^2x − 1)/(e^2x + 1) by the series where x is small: here x + O(x³) is enough of a start."""
+    """2·logistic(2x) − 1, and Taylor's series where x is small."""
     far = logistic(x.scaled(2.0)).scaled(2.0) - 1.0
     square = x * x
     near = square * 0.0
@@ -167,19 +175,20 @@ def gelu_tanh(z: Pair) -> tuple[Pair, Pair]:
     inner = (z + square * z * c) * root
     gate = logistic(inner.scaled(2.0))
     slope = (square * c * 3.0 + 1.0) * root
-    return z * gate, gate + z * gate * (-gate + 1.0) * slope.scaled(2.0)
+    return z * gate, gate + z * gate * logistic(-inner.scaled(2.0)) * slope.scaled(2.0)
 
 
 @in_parts
 def silu(z: Pair) -> tuple[Pair, Pair]:
     gate = logistic(z)
-    return z * gate, gate + z * gate * (-gate + 1.0)
+    return z * gate, gate + z * gate * logistic(-z)
 
 
 @in_parts
 def of_tanh(z: Pair) -> tuple[Pair, Pair]:
-    value = tanh(z)
-    return value, -(value * value) + 1.0
+    """Its slope as 4·logistic(2z)·logistic(−2z): 1 − tanh² has no digits left where tanh is nearly 1."""
+    twice = z.scaled(2.0)
+    return tanh(z), (logistic(twice) * logistic(-twice)).scaled(4.0)
 
 
 def relu(z: Pair) -> tuple[Pair, Pair]:

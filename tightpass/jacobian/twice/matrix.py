@@ -40,7 +40,7 @@ def cut(matrix: Pair, axis: int, depth: int) -> tuple[Tensor, ...]:
     rest, slices = matrix, []
     top = torch.frexp(matrix.hi.abs().amax(axis, keepdim=True))[1]
     for level in range(1, math.ceil(BITS / bits) + 1):
-        unit = torch.ldexp(torch.ones_like(top, dtype=torch.float64), top - level * bits)
+        unit = torch.ldexp(torch.ones_like(top, dtype=torch.float64), (top - level * bits).clamp(min=-1000))
         slices.append((rest.hi / unit).round() * unit)
         rest = renormalised(rest.hi - slices[-1], rest.lo)
     while len(slices) > 1 and not slices[-1].any():
