@@ -34,6 +34,7 @@ class Evidence:
     agreement    ‖J v − J' v‖/‖J' v‖ for a random v, J' by automatic differentiation in forward mode; a check for mistakes,
                  not a bound: both share the forward pass. None where J was never formed
     explanation  where the numbers come from
+    undecided    `kinks` of each token; None where unknown, as in runs of before, or where there are no such units
     """
 
     energy: float
@@ -45,14 +46,22 @@ class Evidence:
     estimated: bool = False
     agreement: float | None = None
     explanation: Explanation = field(default_factory=Explanation)
+    undecided: tuple[int, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if self.undecided is None:  # equal to what runs of before have stored
+            del values["undecided"]
+        return values
+
+    def kinks_of(self, token: int) -> int:
+        """Undecided units of one token, at most."""
+        return self.kinks if self.undecided is None else self.undecided[token]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Evidence:
         """What `as_dict` gave, possibly through JSON."""
-        active = values["active"]
+        active, undecided = values["active"], values.get("undecided")
         return cls(
             **{
                 **values,
@@ -60,6 +69,7 @@ class Evidence:
                 "bounds": tuple(Bound(**bound) for bound in values["bounds"]),
                 "active": None if active is None else tuple(active),
                 "explanation": Explanation.from_dict(values["explanation"]),
+                "undecided": None if undecided is None else tuple(undecided),
             }
         )
 
@@ -110,6 +120,7 @@ def collect(J: Jacobian, keep: Callable[[Panel], None]) -> Evidence:
         route=J.route,
         agreement=tally.agreement(),
         explanation=tally.explained(),
+        undecided=found.undecided,
     )
 
 
