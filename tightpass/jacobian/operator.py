@@ -17,6 +17,7 @@ from tightpass.errors import InputError
 from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.autodiff import Function, Linearisation, chunk_size
 from tightpass.jacobian.closed import ClosedForm, closed_form
+from tightpass.jacobian.diagnose import WHO_KNOWS, check_function, diagnosis
 from tightpass.jacobian.mlp import ClosedMLP
 from tightpass.jacobian.precision import check_precision_settings
 from tightpass.jacobian.probe import check_structure
@@ -80,16 +81,8 @@ class Jacobian:
         self._width = block.width if block is not None else 8 * x.shape[1]
         self.form: ClosedForm | None = None if block is None else closed_form(block)
         self._whole = Linearisation(fn, self.x, self._columns(x.shape[0]))
-        try:
-            y = self._whole.y
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"the function cannot be differentiated at x: {error}") from error
-        if not bool(y.isfinite().all()):
-            raise InputError("the function's value at x is not finite, so it has no Jacobian there")
-        if y.ndim != 2 or y.dtype != x.dtype:
-            raise InputError(
-                f"the function must return a (tokens, d) tensor of {x.dtype}, got shape {tuple(y.shape)}, {y.dtype}"
-            )
+        self.looked = () if block is not None else (check_function(self._whole),)
+        y = self._whole.y
         self.tokens_out, self.d_out = y.shape
         self.tokens_in, self.d_in = x.shape
         if not isinstance(self.structure, Dense):
@@ -112,6 +105,10 @@ class Jacobian:
         if self.form is None:
             return "automatic differentiation"
         return f"closed form, kernels: {native.description(self.device.type)}"
+
+    def diagnosis(self) -> str:
+        """Why blocks of a function's Jacobian, in reverse mode, and products, in forward mode, disagree; in words."""
+        return diagnosis(self._whole) or WHO_KNOWS
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -334,7 +331,9 @@ class Transposed:
     def __init__(self, J: Jacobian) -> None:
         self.T = J
         self.shape = J.shape[::-1]
-        self.dtype = J.dtype
+        self.dtype, self.device = J.dtype, J.device
+        self.matvec, self.rmatvec, self.matmat, self.rmatmat = J.rmatvec, J.matvec, J.rmatmat, J.matmat
+        self.form, self.energy = J.form, J.energy
 
     def __matmul__(self, Y: Array) -> Array:
         return self.T.rmatvec(Y) if getattr(Y, "ndim", 2) == 1 else self.T.rmatmat(Y)

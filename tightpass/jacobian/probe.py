@@ -71,7 +71,7 @@ def _random_like(y: torch.Tensor) -> torch.Tensor:
 
 def _received(whole: Linearisation, cotangents: torch.Tensor) -> torch.Tensor:
     """The norm of what each input token receives of each cotangent, (k, tokens), float64, on the host."""
-    pulled = whole.pull(cotangents).double().norm(dim=-1).cpu()
+    pulled: torch.Tensor = whole.pull(cotangents).double().norm(dim=-1).cpu()
     if not bool(pulled.isfinite().all()):
         raise InputError("the derivative at x is not finite (NaN or infinite): a square root of 0, 0/0 or an overflow")
     return pulled
@@ -102,7 +102,9 @@ class WrittenProduct:
 
     def check(self, expected: torch.Tensor, name: str) -> float:
         """‖Σ blocks·v − J·v‖/‖J·v‖, J·v (tokens_out, d_out). Raises VerificationError unless it is within rounding."""
-        error = ratio(float((self.sum - expected).norm()), float(expected.norm()))
+        gap, size = self.sum.double() - expected.double(), expected.double()
+        largest = max(float(size.abs().max()), torch.finfo(torch.float64).tiny)  # squares may leave the range
+        error = ratio(float((gap / largest).norm()), float((size / largest).norm()))
         if not error <= explained(expected.dtype):
             raise VerificationError(
                 f"{name}: the written blocks times a random vector differ from J·v by {error:.1e} "

@@ -101,4 +101,5 @@ def outside(left: NDArray[np.float64], right: NDArray[np.float64], places: int) 
     """How far each value of `left` lies outside of the interval from `places` below to `places` above it in `right`."""
     above = np.r_[np.full(places, np.inf), right][: len(left)]
     below = np.r_[right[places:], np.full(places, -np.inf)][: len(left)]
-    return np.maximum(np.maximum(left - above, below - left), 0.0)
+    beyond: NDArray[np.float64] = np.maximum(np.maximum(left - above, below - left), 0.0)
+    return beyond

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tightpass.errors import InputError
+from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Jacobian, Panel
 from tightpass.jacobian.probe import WrittenProduct
 from tightpass.rank.arithmetic import BlockDifferences, assumed, is_large, measured, sampled
@@ -155,10 +155,14 @@ class _Tally:
     def agreement(self) -> float:
         """Raises VerificationError if the blocks' product with a random vector is not that of automatic differentiation."""
         J, v = self.J, self.product.v
-        if J.block is None:
-            expected = J.matvec(v.reshape(-1))
-        else:  # ReLU units held: one within rounding of zero may differ between routes
-            expected = torch.func.jvp(J.block.in_precision(J.dtype).function(), (J.x,), (v,))[1]
+        if J.block is None:  # no kernel of ours has a part in it
+            expected = J.matvec(v.reshape(-1)).reshape(self.product.sum.shape)
+            try:
+                return self.product.check(expected, J.name)
+            except VerificationError as error:
+                raise VerificationError(f"the function's Jacobian contradicts itself: {J.diagnosis()}") from error
+        # ReLU units held: one within rounding of zero may differ between routes
+        expected = torch.func.jvp(J.block.in_precision(J.dtype).function(), (J.x,), (v,))[1]
         return self.product.check(expected.reshape(self.product.sum.shape).detach(), J.name)
 
     def explained(self) -> Explanation:
