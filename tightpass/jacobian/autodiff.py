@@ -50,7 +50,9 @@ class Linearisation:
         """The value. Raises InputError for anything but a tensor."""
         y = self.fn(x)
         if not isinstance(y, torch.Tensor):
-            raise InputError(f"the function must return one (tokens, d) tensor, got {type(y).__name__}")
+            raise InputError(
+                f"the function cannot be differentiated: it must return one (tokens, d) tensor, got {type(y).__name__}"
+            )
         return y
 
     @property

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tightpass.errors import InputError
 from tightpass.jacobian.autodiff import Function, Linearisation
-from tightpass.jacobian.differences import ALLOWED, direction, loses_precision, slope_error
 from tightpass.jacobian.probe import explained, ratio
+from tightpass.models.differences import ALLOWED, direction, loses_precision, slope_error
 
 SIDED = {"relu": 0.0, "relu_": 0.0, "abs": 0.0, "abs_": 0.0, "threshold": 0.0, "leaky_relu": 0.0, "sign": 0.0}
 """Operations whose derivative jumps, and where."""

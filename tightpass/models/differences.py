@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from tightpass.jacobian.autodiff import Function
+Function = Callable[[torch.Tensor], torch.Tensor]
 
 ORDER = 4
 STEPS = {torch.float64: (1e-2, 1e-3, 1e-4, 1e-5), torch.float32: (1e-1, 3e-2, 1e-2, 3e-3)}
