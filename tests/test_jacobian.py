@@ -308,3 +308,31 @@ def test_no_columns_give_no_columns():
         empty = torch.ones(n, 0, dtype=J.dtype)
         assert (J @ empty).shape == (J.shape[0], 0)
         assert (J.T @ empty.numpy()).shape == (n, 0)
+
+
+def test_a_jacobian_keeps_its_own_point():
+    x = torch.ones(2, 3, dtype=torch.float64)
+    J = tp.jacobian(lambda x: x**2, x)
+    x.fill_(100.0)
+    assert torch.equal(J.dense(), 2 * torch.eye(6, dtype=torch.float64))
+    assert torch.equal(J @ torch.ones(6, dtype=torch.float64), torch.full((6,), 2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_product_is_an_array_of_its_own(tokens, columns):
+    """The identity hands its operand back; its product must not."""
+    J = tp.jacobian(lambda x: x, torch.ones(tokens, 4, dtype=torch.float64))
+    for product in (J.matmat, J.rmatmat):
+        X = np.ones((4 * tokens, columns))
+        Y = product(X)
+        X[:] = 7
+        assert np.array_equal(Y, np.ones_like(X))
+
+
+def test_a_block_that_is_changed_afterwards_does_not_change_its_jacobian(small_opt):
+    block = tp.block(tp.load_model(small_opt), "layer", layer=0, token_ids=IDS)
+    J = tp.jacobian(block)
+    before = J.dense()
+    block.x.fill_(3.0)
+    assert torch.equal(J.dense(), before)

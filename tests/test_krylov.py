@@ -287,3 +287,17 @@ def test_a_last_block_that_is_narrower_completes_the_basis(n):
         assert found.converged
         assert found.products <= 6 * n
         assert found.S[0] == pytest.approx(np.linalg.norm(A, 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("missing", ["rmatvec", "matvec"])
+def test_an_operator_without_one_of_its_products_is_named(missing):
+    def fails(v):
+        raise KeyError("not here")
+
+    A = np.diag(np.arange(1.0, 8.0))
+    products = {"matvec": lambda v: A @ v, "rmatvec": lambda v: A.T @ v}
+    with pytest.raises(InputError, match="needs both matmat and rmatmat"):
+        tp.svds(sparse.LinearOperator(A.shape, dtype=float, **products | {missing: fails}), 2)
+    del products["rmatvec"]
+    with pytest.raises(InputError, match="rmatmat fails"):
+        tp.svds(sparse.LinearOperator(A.shape, dtype=float, **products), 2)

@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch.func import jvp, vjp, vmap
 
+from tightpass.errors import InputError, TightpassError
+
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 # Intermediates of this size stay in the allocator's arena. Larger ones are mapped afresh
@@ -38,8 +40,20 @@ class Linearisation:
 
     @cached_property
     def _pullback(self) -> tuple[torch.Tensor, Function]:
-        y, pull, *_ = vjp(self.fn, self.x)
+        try:
+            y, pull, *_ = vjp(self._checked, self.x)
+        except Exception as error:  # a user's function may raise anything
+            raise in_words(error) from error
         return y.detach(), lambda cotangent: pull(cotangent)[0]
+
+    def _checked(self, x: torch.Tensor) -> torch.Tensor:
+        """The value. Raises InputError for anything but a tensor."""
+        y = self.fn(x)
+        if not isinstance(y, torch.Tensor):
+            raise InputError(
+                f"the function cannot be differentiated: it must return one (tokens, d) tensor, got {type(y).__name__}"
+            )
+        return y
 
     @property
     def y(self) -> torch.Tensor:
@@ -61,6 +75,34 @@ class Linearisation:
 
     def _chunked(self, one: Function, batch: torch.Tensor) -> torch.Tensor:
         """Detached: a module's parameters may ask for gradients."""
-        if batch.shape[0] <= self.columns:
-            return vmap(one)(batch).detach()
-        return torch.cat([vmap(one)(part).detach() for part in batch.split(self.columns)])
+        try:
+            if batch.shape[0] <= self.columns:
+                return vmap(one)(batch).detach()
+            return torch.cat([vmap(one)(part).detach() for part in batch.split(self.columns)])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise in_words(error) from error
+
+
+def in_words(error: Exception) -> TightpassError:
+    """What to tell the author of a function that cannot be differentiated."""
+    if isinstance(error, TightpassError):
+        return error
+    said = (str(error).strip().splitlines() or [""])[0]
+    known = (
+        (
+            "setup_context",
+            "its autograd.Function needs forward(..) without ctx, setup_context, and generate_vmap_rule = True",
+        ),
+        ("generate_vmap_rule", "its autograd.Function needs generate_vmap_rule = True, or a vmap method"),
+        ("vmap staticmethod", "its autograd.Function needs generate_vmap_rule = True, or a vmap method"),
+        ("jvp", "its autograd.Function, or one of its operations, needs a jvp (forward mode)"),
+        ("forward AD", "one of its operations has no forward mode"),
+        ("random operation", "it draws random numbers; make it a function of x alone (dropout: call .eval())"),
+        ("data-dependent control flow", "its course depends on values of x (.item(), if); use torch.where"),
+    )
+    for word, remedy in known:
+        if word in str(error):
+            return InputError(f"the function cannot be differentiated at x: {remedy}")
+    return InputError(f"the function cannot be differentiated at x: {type(error).__name__}: {said[:200]}")

@@ -6,7 +6,7 @@ Rows and columns are flattened token by token: column s·d + j is feature j of i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from tightpass.errors import InputError
 from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.autodiff import Function, Linearisation, chunk_size
 from tightpass.jacobian.closed import ClosedForm, closed_form
+from tightpass.jacobian.diagnose import WHO_KNOWS, check_function, diagnosis
 from tightpass.jacobian.mlp import ClosedMLP
 from tightpass.jacobian.precision import check_precision_settings
 from tightpass.jacobian.probe import check_structure
@@ -30,6 +31,9 @@ PANEL_ELEMENTS = 2_500_000  # of a group of blocks: the same tokens in every pre
 # Of each (columns, tokens, width) intermediate of a closed form's product. Under 32 MiB the allocator reuses its heap
 # instead of mapping fresh pages for every one (as in `autodiff.ARENA_BYTES`).
 PRODUCT_BYTES = 26 * 2**20
+# Output tokens of an attention whose structure is probed: of long ones, every product is dear. Its closed form, which
+# holds no other blocks, is compared with automatic differentiation for all tokens besides.
+PROBED = 64
 
 
 @dataclass(frozen=True)
@@ -72,21 +76,14 @@ class Jacobian:
             raise InputError("x must be finite, got NaN or infinite entries")
         if not callable(fn):
             raise InputError(f"jacobian expects a block or a function of a tensor, got {type(fn).__name__}")
-        self.x, self.block, self.memory = x.detach(), block, memory
+        # a copy: the caller may change its own afterwards
+        self.x, self.block, self.memory = x.detach().clone(memory_format=torch.contiguous_format), block, memory
         self.structure = Dense() if structure is None else structure
         self._width = block.width if block is not None else 8 * x.shape[1]
         self.form: ClosedForm | None = None if block is None else closed_form(block)
         self._whole = Linearisation(fn, self.x, self._columns(x.shape[0]))
-        try:
-            y = self._whole.y
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"the function cannot be differentiated at x: {error}") from error
-        if not bool(y.isfinite().all()):
-            raise InputError("the function's value at x is not finite, so it has no Jacobian there")
-        if y.ndim != 2 or y.dtype != x.dtype:
-            raise InputError(
-                f"the function must return a (tokens, d) tensor of {x.dtype}, got shape {tuple(y.shape)}, {y.dtype}"
-            )
+        self.looked = () if block is not None else (check_function(self._whole),)
+        y = self._whole.y
         self.tokens_out, self.d_out = y.shape
         self.tokens_in, self.d_in = x.shape
         if not isinstance(self.structure, Dense):
@@ -94,7 +91,7 @@ class Jacobian:
                 raise InputError(
                     f"{self.structure.name} needs as many output as input tokens, got {self.tokens_out} and {self.tokens_in}"
                 )
-            check_structure(self._whole, self.structure)
+            check_structure(self._whole, self.structure, PROBED if isinstance(self.form, ClosedAttention) else None)
 
     def _columns(self, tokens: int) -> int:
         return chunk_size(tokens * self._width * self.x.itemsize, self.memory)
@@ -109,6 +106,10 @@ class Jacobian:
         if self.form is None:
             return "automatic differentiation"
         return f"closed form, kernels: {native.description(self.device.type)}"
+
+    def diagnosis(self) -> str:
+        """Why blocks of a function's Jacobian, in reverse mode, and products, in forward mode, disagree; in words."""
+        return diagnosis(self._whole) or WHO_KNOWS
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -332,7 +333,9 @@ class Transposed:
     def __init__(self, J: Jacobian) -> None:
         self.T = J
         self.shape = J.shape[::-1]
-        self.dtype = J.dtype
+        self.dtype, self.device = J.dtype, J.device
+        self.matvec, self.rmatvec, self.matmat, self.rmatmat = J.rmatvec, J.matvec, J.rmatmat, J.matmat
+        self.form, self.energy = J.form, J.energy
 
     def __matmul__(self, Y: Array) -> Array:
         return self.T.rmatvec(Y) if getattr(Y, "ndim", 2) == 1 else self.T.rmatmat(Y)
@@ -357,15 +360,17 @@ def jacobian(
     if isinstance(fn, Block):
         if x is not None or structure is not None:
             raise InputError("a block brings its own x and structure; give jacobian(block) alone")
-        return Jacobian(fn.function(), fn.x, fn.structure, block=fn, memory=memory)
+        held = replace(fn, x=fn.x.clone())  # as functions' points are: the caller may change its own afterwards
+        return Jacobian(held.function(), held.x, held.structure, block=held, memory=memory)
     if x is None:
         raise InputError("jacobian(fn, x) of a function needs the point x, a (tokens, d) tensor")
     return Jacobian(fn, x, structure, memory=memory)
 
 
 def _by_token(X: torch.Tensor, tokens: int) -> torch.Tensor:
-    """(tokens·d, k) -> (k, tokens, d), stored as (tokens, k, d)."""
-    return X.reshape(tokens, X.shape[0] // tokens, X.shape[1]).transpose(1, 2).contiguous().transpose(0, 1)
+    """(tokens·d, k) -> (k, tokens, d), stored as (tokens, k, d); a copy, which a product may return as it is."""
+    columns = X.reshape(tokens, X.shape[0] // tokens, X.shape[1]).transpose(1, 2)
+    return columns.clone(memory_format=torch.contiguous_format).transpose(0, 1)
 
 
 def _check_vector(x: Array, size: int, verb: str) -> Array:

@@ -10,6 +10,7 @@ from torch import nn
 
 from tightpass.models.blocks import Block
 from tightpass.models.capture import Call
+from tightpass.models.families import LayerParts
 
 SAFETY = 4.0
 
@@ -24,14 +25,19 @@ class Bound:
 
 @dataclass(frozen=True)
 class Units:
-    """ReLU units of the MLPs inside a block.
+    """ReLU units of the MLPs inside a block, those apart that are connected to nothing on one side: J has no part of them.
 
-    active    active units of each token, of the only MLP inside (None for more or none)
-    kinks     units whose sign is within their own rounding error
+    active       active units of each token, of the only MLP inside (None for more or none)
+    undecided    units of each token whose sign is within their own rounding error (None where there are none such units)
     """
 
     active: tuple[int, ...] | None
-    kinks: int
+    undecided: tuple[int, ...] | None
+
+    @property
+    def kinks(self) -> int:
+        """Undecided units of all tokens."""
+        return sum(self.undecided or ())
 
 
 def units(block: Block, other: Block) -> Units:
@@ -42,21 +48,29 @@ def units(block: Block, other: Block) -> Units:
     block itself is the float64 one. A unit with |z| below that error is a kink.
     """
     if not block.has_relu_units:
-        return Units(None, 0)
+        return Units(None, None)
     here, there = block.unit_calls(), other.unit_calls()
     scale = SAFETY if block.x.dtype == torch.float32 else SAFETY * 2.0**-29
-    kinks = 0
+    undecided = torch.zeros(block.tokens, dtype=torch.long)
     for parts, mine, theirs in zip(block.layers, here, there, strict=True):
         reach = magnitude(parts.up, mine)
         error = (mine.y.double() - theirs.y.double()).abs().reshape(reach.shape)
         ratio = float((error / reach.clamp_min(torch.finfo(torch.float64).tiny)).max())
         ratio = max(ratio, torch.finfo(torch.float32).eps)
-        kinks += int((mine.y.double().abs().reshape(reach.shape) <= scale * ratio * reach).sum())
+        within = mine.y.double().abs().reshape(reach.shape) <= scale * ratio * reach
+        undecided += (within & connected(parts)).sum(-1).cpu()
     active = None
     if len(here) == 1:
-        counts = (here[0].y > 0).reshape(block.tokens, -1).sum(-1)
+        counts = ((here[0].y > 0).reshape(block.tokens, -1) & connected(block.layers[0])).sum(-1)
         active = tuple(int(c) for c in counts)
-    return Units(active, kinks)
+    return Units(active, tuple(int(c) for c in undecided))
+
+
+def connected(parts: LayerParts) -> torch.Tensor:
+    """Units (d_ff,) that read something and are read by something; the others' derivative is zero either way."""
+    up: Any = parts.up.weight
+    down: Any = parts.down.weight
+    return (up != 0).any(1) & (down != 0).any(0)  # type: ignore[no-any-return]
 
 
 def magnitude(up: nn.Module, call: Call) -> torch.Tensor:
@@ -81,7 +95,9 @@ def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
         weight: Any = parts.up.weight
         bounds.append(Bound(T * weight.shape[0], f"{T} tokens × {weight.shape[0]} units"))
         if found.active is not None:
-            limited = sum(min(count, d - loses) for count in found.active) + found.kinks
+            open_units = found.undecided or (0,) * T
+            counts = zip(found.active, open_units, strict=True)
+            limited = sum(min(count + undecided, d - loses) for count, undecided in counts)
             mean = sum(found.active) / T
             capped = f", at most {d - loses} each" if any(c > d - loses for c in found.active) else ""
             undecided = f", and {found.kinks} undecided" if found.kinks else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tightpass.rank.interval import Rank
 from tightpass.rank.verdict import Spectrum
@@ -15,6 +16,7 @@ class Difference:
     """Two spectra A and B of one name, index by index.
 
     floor       f_A + f_B: two computed values of the same true one are at most this far apart
+    kinks       undecided ReLU units of both: J may differ by as many matrices of rank one
     compared    leading values that both have
     beyond      how many of them are farther apart
     index       number, counted from 1, of the value that is farthest apart; `apart` by how much; `values` the two
@@ -23,6 +25,7 @@ class Difference:
 
     name: str
     floor: float
+    kinks: int
     compared: int
     beyond: int
     index: int
@@ -56,6 +59,8 @@ class Difference:
             parts.append(
                 f"none of {self.compared} values differs beyond the floors (at most {self.apart:.1e} = {self.floors:.2g} floors)"
             )
+        if self.kinks:
+            parts.append(f"{self.kinks} undecided ReLU units allowed for, each moves values by one place at most")
         parts.append(f"ranks {a} and {b}" + (" differ" if self.ranks_differ else " agree"))
         return f"{self.name}: {'different' if self.different else 'the same'}; {'; '.join(parts)}"
 
@@ -66,16 +71,22 @@ class Difference:
 
 
 def difference(a: Spectrum, b: Spectrum) -> Difference:
-    """By Weyl's inequality for both: |σ̂_A − σ̂_B| ≤ f_A + f_B wherever the true values are the same."""
+    """By Weyl's inequality for both: |σ̂_A − σ̂_B| ≤ f_A + f_B wherever the true values are the same.
+
+    Where k units are undecided in A or in B, their J may differ by a matrix of rank k, and only σ_{i+k} ≤ σ_i across the
+    two is left (Horn & Johnson 2013, §7.3): a value must lie between those k places below and above it.
+    """
     compared = min(len(a.values), len(b.values))
     left, right = (s.values[:compared].astype(np.float64) for s in (a, b))
-    apart = np.abs(left - right)
+    kinks = a.evidence.kinks + b.evidence.kinks
+    apart = outside(left, right, kinks)
     floor = a.floor.total + b.floor.total
     at = int(np.argmax(apart))
     tau = 2 * max(a.floor.total, b.floor.total)
     return Difference(
         name=a.name if a.name == b.name else f"{a.name} / {b.name}",
         floor=floor,
+        kinks=kinks,
         compared=compared,
         beyond=int(np.sum(apart > floor)),
         index=at + 1,
@@ -84,3 +95,11 @@ def difference(a: Spectrum, b: Spectrum) -> Difference:
         ranks=(a.rank_at(tau), b.rank_at(tau)),
         sizes=(a.size, b.size),
     )
+
+
+def outside(left: NDArray[np.float64], right: NDArray[np.float64], places: int) -> NDArray[np.float64]:
+    """How far each value of `left` lies outside of the interval from `places` below to `places` above it in `right`."""
+    above = np.r_[np.full(places, np.inf), right][: len(left)]
+    below = np.r_[right[places:], np.full(places, -np.inf)][: len(left)]
+    beyond: NDArray[np.float64] = np.maximum(np.maximum(left - above, below - left), 0.0)
+    return beyond

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tightpass.errors import InputError
+from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Jacobian, Panel
 from tightpass.jacobian.probe import WrittenProduct
 from tightpass.jacobian.twice.block import twice
@@ -40,6 +40,7 @@ class Evidence:
                  not a bound: both share the forward pass. None where J was never formed
     explanation  where the numbers come from
     saturated    softmax rows, of all heads inside, whose largest weight is below 1 and rounds to 1 in float32
+    undecided    `kinks` of each token; None where unknown, as in runs of before, or where there are no such units
     """
 
     energy: float
@@ -52,14 +53,22 @@ class Evidence:
     agreement: float | None = None
     explanation: Explanation = field(default_factory=Explanation)
     saturated: int = 0
+    undecided: tuple[int, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if self.undecided is None:  # equal to what runs of before have stored
+            del values["undecided"]
+        return values
+
+    def kinks_of(self, token: int) -> int:
+        """Undecided units of one token, at most."""
+        return self.kinks if self.undecided is None else self.undecided[token]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Evidence:
         """What `as_dict` gave, possibly through JSON."""
-        active = values["active"]
+        active, undecided = values["active"], values.get("undecided")
         return cls(
             **{
                 **values,
@@ -67,6 +76,7 @@ class Evidence:
                 "bounds": tuple(Bound(**bound) for bound in values["bounds"]),
                 "active": None if active is None else tuple(active),
                 "explanation": Explanation.from_dict(values["explanation"]),
+                "undecided": None if undecided is None else tuple(undecided),
             }
         )
 
@@ -110,6 +120,7 @@ def collect(J: Jacobian, keep: Callable[[Panel], None], stored: Panels) -> Evide
         agreement=agreement,
         explanation=explanation,
         saturated=0 if exact is None else exact.saturated,
+        undecided=found.undecided,
     )
 
 
@@ -166,10 +177,14 @@ class _Tally:
     def agreement(self) -> float:
         """Raises VerificationError if the blocks' product with a random vector is not that of automatic differentiation."""
         J, v = self.J, self.product.v
-        if J.block is None:
-            expected = J.matvec(v.reshape(-1))
-        else:  # ReLU units held: one within rounding of zero may differ between routes
-            expected = torch.func.jvp(J.block.in_precision(J.dtype).function(), (J.x,), (v,))[1]
+        if J.block is None:  # no kernel of ours has a part in it
+            expected = J.matvec(v.reshape(-1)).reshape(self.product.sum.shape)
+            try:
+                return self.product.check(expected, J.name)
+            except VerificationError as error:
+                raise VerificationError(f"the function's Jacobian contradicts itself: {J.diagnosis()}") from error
+        # ReLU units held: one within rounding of zero may differ between routes
+        expected = torch.func.jvp(J.block.in_precision(J.dtype).function(), (J.x,), (v,))[1]
         return self.product.check(expected.reshape(self.product.sum.shape).detach(), J.name)
 
     def explained(self) -> Explanation:

@@ -97,6 +97,7 @@ def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
         arithmetic=arithmetic,
         bounds=structural_bounds(J.block, units_found),
         kinks=units_found.kinks,
+        undecided=units_found.undecided,
         active=units_found.active,
         route=J.route,
         estimated=estimated,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tightpass.errors import InputError
 from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.written import Written
@@ -26,7 +28,9 @@ def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0, k: int | None 
         raise InputError(f"vectors must be at least 0, got {vectors}")
     check_k(method, k, vectors)
     if method == "topk":
-        return leading_spectrum(J, DEFAULT_K if k is None else k, vectors)
+        found = leading_spectrum(J, DEFAULT_K if k is None else k, vectors)
+        return replace(found, checks=(*found.checks, *J.looked))
     written = Written.like(J)
     evidence = collect(J, written.kept.append, written.panels)
-    return verdict(written, evidence, J.name, J.tokens_in, vectors, J.factors)
+    found = verdict(written, evidence, J.name, J.tokens_in, vectors, J.factors)
+    return replace(found, checks=(*found.checks, *J.looked))

@@ -117,7 +117,7 @@ class Spectrum:
 
     def by_token(self) -> pd.DataFrame:
         """What each token passes, of a block-diagonal J: sigma_1, rank_low, rank_high (at the default threshold),
-        stable_rank, effective_rank, indexed by token.
+        stable_rank, effective_rank, indexed by token. Undecided units widen the ranks of their tokens.
 
         Raises InputError where tokens are mixed, so that a singular value belongs to no token.
         """
@@ -126,7 +126,8 @@ class Spectrum:
         rows = []
         for t in range(self.tokens):
             own = self.values[self.blocks == t]
-            rank, m = rank_at(own, self.floor.total, self.rank.tau, len(own)), measures(own)
+            rank = rank_at(own, self.floor.total, self.rank.tau, len(own), self.evidence.kinks_of(t))
+            m = measures(own)
             rows.append((t, float(own[0]), rank.lo, rank.hi, m.stable_rank, m.effective_rank))
         columns = ["token", "sigma_1", "rank_low", "rank_high", "stable_rank", "effective_rank"]
         return pd.DataFrame(rows, columns=columns).set_index("token")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tightpass.errors import InputError
+from tightpass.errors import InputError, TightpassError
 from tightpass.kernels import native, ops
 from tightpass.kernels.ops import dtype_name
 from tightpass.spectra import device
@@ -118,7 +118,7 @@ def _of_jacobian(J: Any) -> Operand:
 def scaled(A: Operand, seed: int = 0) -> tuple[Operand, float]:
     """A divided by a power of two, and that power, where squares of its products would leave the range; A and 1.0 else."""
     X = A.new(np.random.default_rng(seed).standard_normal((A.shape[1], 1)))
-    largest = float(abs(A.matmat(X)).max())
+    largest = float(abs(_tried("matmat", A.matmat, X)).max())
     if not np.isfinite(largest) or largest == 0 or 2.0**-30 <= largest <= 2.0**30:
         return A, 1.0
     exponent = np.floor(np.log2(largest))
@@ -130,12 +130,28 @@ def scaled(A: Operand, seed: int = 0) -> tuple[Operand, float]:
     return replace(A, matmat=of(A.matmat), rmatmat=of(A.rmatmat), energy=lambda: None), 2.0**exponent
 
 
+def _tried(name: str, product: Callable[[Array], Array], columns: Array) -> Array:
+    """Raises InputError in words where an operator has no such product: SciPy's may lack rmatvec."""
+    try:
+        return product(columns)
+    except TightpassError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # a user's operator may raise anything
+        said = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        raise InputError(f"the operator's {name} fails ({said[:200]}); it needs both matmat and rmatmat") from error
+
+
 def check_operator(A: Operand, seed: int = 0) -> None:
     """Raises InputError for an operator that is not one matrix: shapes, linearity, adjoint, the same answer twice."""
     m, n = A.shape
     rng = np.random.default_rng(seed)
     X, Y = A.new(rng.standard_normal((n, 2))), A.new(rng.standard_normal((m, 2)))
-    AX, AtY = A.matmat(X), A.rmatmat(Y)
+    AX, AtY = (
+        _tried(name, product, columns)
+        for name, product, columns in (("matmat", A.matmat, X), ("rmatmat", A.rmatmat, Y))
+    )
     for name, found, wanted in (("matmat", AX, (m, 2)), ("rmatmat", AtY, (n, 2))):
         if tuple(found.shape) != wanted:
             raise InputError(f"{name}: expected an answer of shape {wanted}, got {tuple(found.shape)}")
