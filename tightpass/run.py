@@ -29,7 +29,7 @@ from tightpass.jacobian.operator import Jacobian
 from tightpass.memory import memory_limit
 from tightpass.models.blocks import Options, build
 from tightpass.models.capture import Captured, capture
-from tightpass.models.loading import Model, load_model, locate
+from tightpass.models.loading import Model, check_given, load_model, locate
 from tightpass.models.tokens import Tokens, tokenize
 from tightpass.plan import check_fits, check_settings, jobs, plan, plan_for
 from tightpass.prompts import Prompts, check_prompts, directory_of, texts_of
@@ -129,6 +129,7 @@ def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -
     DoesNotFitError if it does not fit, VerificationError if a result fails its checks.
     """
     if isinstance(model, torch.nn.Module):
+        check_given(model)
         given = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
         return answer(Config.of(model=given, **options), progress, model)
     return answer(Config.of(model=model, **options), progress)

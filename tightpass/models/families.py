@@ -26,6 +26,8 @@ class Family:
     projection   the attention's output projection, a linear map from heads to width
     attn_norm    pre-norm that the attention reads through, where the family is pre-norm
     up, act, down, mlp_norm    likewise for the MLP
+    head_size    attribute of `context` that holds the width of one head
+    unused       prefixes of weights that hidden states never pass through
     """
 
     model_types: tuple[str, ...]
@@ -44,6 +46,8 @@ class Family:
     pre_norm: Callable[[Any], bool]
     post_norm: Callable[[Any], bool]
     causal: Callable[[Any], bool]
+    head_size: str
+    unused: tuple[str, ...] = ()
 
 
 FAMILIES = (
@@ -64,6 +68,7 @@ FAMILIES = (
         pre_norm=lambda config: bool(config.do_layer_norm_before),
         post_norm=lambda config: not config.do_layer_norm_before,  # only opt-350m
         causal=lambda config: True,
+        head_size="head_dim",
     ),
     Family(
         model_types=("bert",),
@@ -82,6 +87,8 @@ FAMILIES = (
         pre_norm=lambda config: False,
         post_norm=lambda config: True,
         causal=lambda config: bool(config.is_decoder),
+        head_size="attention_head_size",
+        unused=("pooler.",),
     ),
 )
 
