@@ -178,7 +178,7 @@ def _counted(progress: Progress | None, number: int, count: int) -> Progress | N
 def _compute(model: Model, config: Config, directory: Path, limit: int, progress: Progress | None) -> None:
     """All jobs of one text, and the figures."""
     refuse_other_question(directory, config)
-    listed = jobs(config, len(model.layers), int(model.config.num_attention_heads))
+    listed = jobs(config, [model.heads(layer) for layer in range(len(model.layers))])
     tokens = tokenize(model, config.tokens, config.text, config.special, config.seed)
     captured = capture(model, tokens.ids)
     build(captured, listed[0])  # the load-time checks, before anything is written

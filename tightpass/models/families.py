@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from tightpass.errors import InputError
@@ -130,6 +131,45 @@ class LayerParts:
     up: nn.Module
     act: nn.Module
     down: nn.Module
+    d_head: int  # as the attention module has it: layers may differ from the config, and from each other
+
+    @property
+    def heads(self) -> int:
+        """How many heads the layer has: what its projection reads, in heads."""
+        return in_features(self.projection) // self.d_head
+
+
+def in_features(module: nn.Module) -> int:
+    """What a linear map reads, be it a Linear or an adapter around one."""
+    inner: Any = module
+    while not hasattr(inner, "in_features"):
+        inner = getattr(inner, "base_layer", None)
+        if inner is None:
+            raise InputError(f"cannot tell how wide the input of {type(module).__name__} is (no in_features)")
+    return int(inner.in_features)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module is its weight and bias and nothing else: no adapter, no forward of its own, no hooks."""
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+def linear_map(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (out, in) and bias (out,) of a linear map as the module applies it, adapters included."""
+    some = next(module.parameters())
+    width = in_features(module)
+    with torch.no_grad():
+        bias: torch.Tensor = module(some.new_zeros(1, width))[0]
+        if is_plain_linear(module):
+            weight: Any = module.weight
+            return weight.detach(), bias
+        return (module(torch.eye(width, dtype=some.dtype, device=some.device)) - bias).T, bias
 
 
 def layer_parts(layer: nn.Module, family: Family, config: Any) -> LayerParts:
@@ -149,4 +189,5 @@ def layer_parts(layer: nn.Module, family: Family, config: Any) -> LayerParts:
         up=submodule(layer, family.up),
         act=submodule(layer, family.act),
         down=submodule(layer, family.down),
+        d_head=int(getattr(submodule(layer, family.context), family.head_size)),
     )

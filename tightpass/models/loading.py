@@ -19,7 +19,7 @@ from torch import nn
 
 from tightpass.errors import DoesNotFitError, InputError, TightpassError
 from tightpass.models import attention
-from tightpass.models.families import Family, family_of, submodule
+from tightpass.models.families import Family, family_of, layer_parts, submodule
 from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, refuse_adapters
 from tightpass.models.sizes import ALIASES, packaged_config
 
@@ -56,6 +56,10 @@ class Model:
         layers = submodule(self.base, self.family.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    def heads(self, layer: int) -> int:
+        """How many heads a layer has. Pruned layers have fewer than the configuration says."""
+        return layer_parts(self.layers[layer], self.family, self.config).heads
 
     @property
     def final_norm(self) -> nn.Module | None:
