@@ -23,6 +23,7 @@ import torch
 import yaml
 from threadpoolctl import threadpool_limits
 
+from tightpass import text
 from tightpass.config import Config
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Jacobian
@@ -196,7 +197,8 @@ def write_question(path: Path, config: Config) -> None:
     if path.is_file():
         return
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
-    part.write_text(yaml.safe_dump(config.model_dump(exclude={"out"}), sort_keys=False, allow_unicode=True))
+    question = yaml.safe_dump(config.model_dump(exclude={"out"}), sort_keys=False, allow_unicode=True)
+    part.write_text(question, encoding="utf-8", newline="\n")
     sync(part)
     os.replace(part, path)
 
@@ -220,16 +222,8 @@ def read_text(config: Config) -> str | None:
     if config.text_file is None:
         return config.text
     if config.text_file == "-":
-        try:
-            return sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError:
-            raise InputError("standard input is not UTF-8 text") from None
-    try:
-        return Path(config.text_file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read {config.text_file}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
-        ) from None
+        return text.decoded(sys.stdin.buffer.read(), "standard input")
+    return text.read(config.text_file)
 
 
 def refuse_other_question(directory: Path, config: Config) -> None:

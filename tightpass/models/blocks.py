@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -248,18 +249,28 @@ def block(
     """
     if not isinstance(model, Model):
         raise InputError(f"block expects the result of tightpass.load_model, got {type(model).__name__}")
-    for name, value in (("layer", layer), ("head", head), ("tokens", tokens)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise InputError(f"{name} must be an integer, got {value!r}")
+    layer, head = _integer("layer", layer), _integer("head", head)
+    count = _integer("tokens", tokens)
+    if count is None:
+        raise InputError("tokens must be an integer, got None")
     if text is not None and token_ids is not None:
         raise InputError("give text or token_ids, not both")
     options = Options(kind, layer, head, norm, residual)
     check_options(model, options)
     if token_ids is None:
-        ids = tokenize(model, tokens, text, special, seed).ids
+        ids = tokenize(model, count, text, special, seed).ids
     else:
         ids = check_ids(model, token_ids)
     return build(capture(model, ids), options)
+
+
+def _integer(name: str, value: Any) -> int | None:
+    """An integer of Python or NumPy, or None. Raises InputError for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"{name} must be an integer, got {value!r}")
+    return int(value)
 
 
 def check_options(model: Model, options: Options) -> None:

@@ -21,7 +21,7 @@ def append(path: Path, **entry: Any) -> None:
 def read(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a line cut short by a crash is left out."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:
