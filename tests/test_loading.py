@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -216,3 +218,11 @@ def test_a_directory_that_is_not_there_is_said(tmp_path, monkeypatch):
     with pytest.raises(tp.InputError) as known:
         tp.load_model("opt-125m")
     assert "no directory" not in str(known.value)
+
+
+def test_a_plan_alone_reads_a_model(tmp_path):
+    """In a process of its own, where nothing has been loaded before."""
+    program = "import sys; from tightpass.config import Config; from tightpass.plan import plan; "
+    program += "print(plan(Config.of(model=sys.argv[1], tokens=3)).jobs[-1])"
+    done = subprocess.run([sys.executable, "-c", program, saved(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "L02.mlp", done.stderr

@@ -172,6 +172,7 @@ def plain(config: Any) -> Any:
     for field, value in PLAIN.items():
         if hasattr(config, field):
             setattr(config, field, value)
+    attention.register()
     config._attn_implementation = attention.NAME
     return config
 
@@ -266,7 +267,6 @@ def load_model(
     torch_dtype, torch_device = check_dtype(dtype), choose_device(device)
     if weights not in WEIGHTS:
         raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
-    attention.register()
     if isinstance(model, nn.Module):
         return _adopt(model, torch_dtype, torch_device)
     if not isinstance(model, str):
@@ -283,7 +283,7 @@ def load_model(
                 f"--memory allows {memory / 2**30:.1f} GiB; smallest that fits them: {-(-needed // 2**30)}GiB"
             )
     if weights == "random":
-        base, label = _random(source, config, torch_dtype, seed), f"random (seed {seed})"
+        base, label = _random(source, plain(config), torch_dtype, seed), f"random (seed {seed})"
     else:
         base, label = _pretrained(source, config, torch_dtype), "pretrained"
     return Model(
