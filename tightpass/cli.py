@@ -382,7 +382,7 @@ def models_command(as_json: Json = False) -> None:
     from tightpass.models.loading import demo_directory
     from tightpass.models.sizes import ALIASES, packaged_config
 
-    rows = [("demo", "bundled", json.loads((demo_directory() / "config.json").read_text()))]
+    rows = [("demo", "bundled", json.loads((demo_directory() / "config.json").read_text(encoding="utf-8")))]
     rows += [(alias, hub_id, packaged_config(hub_id).to_dict()) for alias, hub_id in ALIASES.items()]  # type: ignore[union-attr]
     described = [
         {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import reprlib
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tightpass import text
 from tightpass.errors import InputError
 
 SETTINGS = frozenset({"device", "threads", "memory", "out", "discard_jacobian"})
@@ -54,7 +56,9 @@ class Config(BaseModel):
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         """Natural Python and YAML values of what is text on the command line."""
-        if isinstance(value, list | tuple):
+        if hasattr(value, "tolist"):  # a number or an array of NumPy or torch
+            value = value.tolist()
+        if isinstance(value, list | tuple | range):
             return ",".join(str(item) for item in value)
         return str(value) if isinstance(value, int | Path) and not isinstance(value, bool) else value
 
@@ -63,27 +67,30 @@ class Config(BaseModel):
     def _no_truth_values(cls, value: Any) -> Any:
         if isinstance(value, bool):
             raise ValueError("expected a number")
-        return value
+        return int(value) if isinstance(value, Integral) else value  # NumPy's integers too
 
     @classmethod
     def of(cls, **options: Any) -> Config:
         """A config from keywords. Raises InputError, naming the option, for what does not fit."""
         try:
-            return cls(**options)
+            config = cls(**options)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             if first["type"] == "extra_forbidden":
                 raise InputError(f"unknown option {name!r}; known: {', '.join(cls.model_fields)}") from None
             raise InputError(f"{name}: {first['msg'].lower()}, got {reprlib.repr(first['input'])}") from None
+        for name, value in config:
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, str):
+                    text.check(item, name)
+        return config
 
     @classmethod
     def read(cls, path: str, **overrides: Any) -> Config:
         """A config from a YAML file, keywords winning over it."""
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+            content = yaml.safe_load(text.read(path))
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f" (line {mark.line + 1})" if mark is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ class Plan:
         return asdict(self)
 
 
-def jobs(config: Config, layer_count: int, head_count: int) -> list[Options]:
-    """The blocks of a run, in order. Raises InputError for what the model does not have."""
+def jobs(config: Config, heads: Sequence[int]) -> list[Options]:
+    """The blocks of a run of a model whose layers have so many heads, in order. Raises InputError for what the model does not have."""
     if config.block not in KINDS:
         raise InputError(f"unknown block {config.block!r}; expected one of {', '.join(KINDS)}")
     if config.head is not None and config.block != "head":
@@ -75,13 +76,14 @@ def jobs(config: Config, layer_count: int, head_count: int) -> list[Options]:
         if config.layers.strip() != "all":
             raise InputError("--layers does not apply to --block model, which is all layers at once")
         return [Options("model", **common)]
-    layers = parse_layers(config.layers, layer_count)
+    layers = parse_layers(config.layers, len(heads))
     if config.block != "head":
         return [Options(config.block, layer, **common) for layer in layers]
-    if config.head is not None and not 0 <= config.head < head_count:
-        raise InputError(f"the model has heads 0..{head_count - 1}, got {config.head}")
-    heads = range(head_count) if config.head is None else [config.head]
-    return [Options("head", layer, head, **common) for layer in layers for head in heads]
+    for layer in layers:
+        if config.head is not None and not 0 <= config.head < heads[layer]:
+            raise InputError(f"layer {layer} of the model has heads 0..{heads[layer] - 1}, got {config.head}")
+    chosen = [range(heads[layer]) if config.head is None else [config.head] for layer in layers]
+    return [Options("head", layer, head, **common) for layer, own in zip(layers, chosen, strict=True) for head in own]
 
 
 def plan(config: Config) -> Plan:
@@ -101,7 +103,7 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
     family = family_of(architecture)
     check_count(config.tokens, int(architecture.max_position_embeddings), name)
     heads = int(architecture.num_attention_heads)
-    listed = jobs(config, int(architecture.num_hidden_layers), heads)
+    listed = jobs(config, [heads] * int(architecture.num_hidden_layers))
     T, d = config.tokens, int(architecture.hidden_size)
     d_ff = int(getattr(architecture, "ffn_dim", 0) or architecture.intermediate_size)
     structure: Structure = Dense()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tightpass import text
 from tightpass.config import Config
 from tightpass.errors import InputError
 from tightpass.models.loading import Model
@@ -61,12 +62,8 @@ def texts_of(config: Config) -> list[str]:
     if given is None:
         raise InputError("no prompts were given")
     if isinstance(given, str):
-        try:
-            given = Path(given).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise InputError(f"cannot read {config.prompts}: {reason}") from None
-    texts = [text.strip() for text in given if text.strip()]
+        given = text.read(given).split("\n")  # splitlines would also cut at form feeds and U+2028
+    texts = [line.strip(" \t\r\n") for line in given if line.strip()]
     if not texts:
         raise InputError(f"{config.prompts or 'prompts'} has no prompt; write one a line")
     return texts
@@ -74,9 +71,9 @@ def texts_of(config: Config) -> list[str]:
 
 def check_prompts(model: Model, texts: list[str], config: Config) -> None:
     """Raises InputError, naming the prompt, for one that does not have enough tokens."""
-    for number, text in enumerate(texts, start=1):
+    for number, prompt in enumerate(texts, start=1):
         try:
-            tokenize(model, config.tokens, text, config.special, config.seed)
+            tokenize(model, config.tokens, prompt, config.special, config.seed)
         except InputError as error:
-            shown = text if len(text) <= 40 else text[:37] + "..."
+            shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
             raise InputError(f"prompt {number} ({shown!r}): {error}") from None

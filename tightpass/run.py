@@ -20,13 +20,14 @@ import torch
 import yaml
 from threadpoolctl import threadpool_limits
 
+from tightpass import text
 from tightpass.config import Config
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Jacobian
 from tightpass.memory import memory_limit
 from tightpass.models.blocks import Options, build
 from tightpass.models.capture import Captured, capture
-from tightpass.models.loading import Model, load_model, locate
+from tightpass.models.loading import Model, check_given, load_model, locate
 from tightpass.models.tokens import Tokens, tokenize
 from tightpass.plan import check_fits, check_settings, jobs, plan, plan_for
 from tightpass.prompts import Prompts, check_prompts, directory_of, texts_of
@@ -129,6 +130,7 @@ def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -
     DoesNotFitError if it does not fit, VerificationError if a result fails its checks.
     """
     if isinstance(model, torch.nn.Module):
+        check_given(model)
         given = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
         return answer(Config.of(model=given, **options), progress, model)
     return answer(Config.of(model=model, **options), progress)
@@ -177,7 +179,7 @@ def _counted(progress: Progress | None, number: int, count: int) -> Progress | N
 def _compute(model: Model, config: Config, directory: Path, limit: int, progress: Progress | None) -> None:
     """All jobs of one text, and the figures."""
     refuse_other_question(directory, config)
-    listed = jobs(config, len(model.layers), int(model.config.num_attention_heads))
+    listed = jobs(config, [model.heads(layer) for layer in range(len(model.layers))])
     tokens = tokenize(model, config.tokens, config.text, config.special, config.seed)
     captured = capture(model, tokens.ids)
     build(captured, listed[0])  # the load-time checks, before anything is written
@@ -204,7 +206,8 @@ def write_question(path: Path, config: Config) -> None:
     if path.is_file():
         return
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
-    part.write_text(yaml.safe_dump(config.model_dump(exclude={"out"}), sort_keys=False, allow_unicode=True))
+    question = yaml.safe_dump(config.model_dump(exclude={"out"}), sort_keys=False, allow_unicode=True)
+    part.write_text(question, encoding="utf-8", newline="\n")
     sync(part)
     os.replace(part, path)
 
@@ -228,16 +231,8 @@ def read_text(config: Config) -> str | None:
     if config.text_file is None:
         return config.text
     if config.text_file == "-":
-        try:
-            return sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError:
-            raise InputError("standard input is not UTF-8 text") from None
-    try:
-        return Path(config.text_file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read {config.text_file}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
-        ) from None
+        return text.decoded(sys.stdin.buffer.read(), "standard input")
+    return text.read(config.text_file)
 
 
 def refuse_other_question(directory: Path, config: Config) -> None:

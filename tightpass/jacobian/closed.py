@@ -15,6 +15,7 @@ from tightpass.jacobian.probe import explained, ratio
 from tightpass.jacobian.rotation import Rotation
 from tightpass.models.blocks import Block
 from tightpass.models.capture import Call
+from tightpass.models.families import is_plain_linear
 
 ClosedForm = ClosedMLP | ClosedAttention
 
@@ -62,7 +63,7 @@ def disagreement(form: ClosedForm, block: Block) -> tuple[float, float]:
 
 
 def _linear(module: nn.Module) -> nn.Linear:
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Linear) or not is_plain_linear(module):
         raise NoClosedFormError(f"no closed form for {type(module).__name__}")
     return module
 
@@ -100,9 +101,8 @@ def _attention(block: Block) -> ClosedAttention:
     norm_module = parts.attn_norm if block.options.norm else None
     norm = norm_at(norm_module, x)
     h = x if norm_module is None else norm_module(x)
-    count = int(block.model.config.num_attention_heads)
     output = _linear(parts.projection).weight
-    d_head = output.shape[1] // count
+    count, d_head = parts.heads, parts.d_head
     chosen = slice(None) if block.options.head is None else slice(block.options.head, block.options.head + 1)
     rotation = captured_rotation(block.calls[0]["context"])
     # what all values, or all keys, have in common cancels in J; keys that are rotated have nothing in common

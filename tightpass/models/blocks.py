@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from tightpass.errors import InputError, VerificationError
 from tightpass.models.capture import Call, Captured, capture, record
 from tightpass.models.differences import direction, loses_precision, slope_error
-from tightpass.models.families import LayerParts
+from tightpass.models.families import LayerParts, in_features
 from tightpass.models.loading import Model
 from tightpass.models.tokens import check_ids, tokenize
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
@@ -110,18 +111,12 @@ class Block:
         parts, call = self.layers[0], self.calls[0]["context"]
         norm = parts.attn_norm if self.options.norm else None
         context = without_projection(parts)
-        weight: Any = parts.projection.weight
-        bias: Any = parts.projection.bias
-        columns = slice(None)
-        if head is not None:
-            d_head = weight.shape[1] // self.model.config.num_attention_heads
-            columns, bias = slice(head * d_head, (head + 1) * d_head), None
-        weight = weight[:, columns]
 
         def attention(x: torch.Tensor) -> torch.Tensor:
             h = x if norm is None else norm(x)
             mixed = context(h[None], *call.args, **call.kwargs)[0][0]
-            return nn.functional.linear(mixed[:, columns], weight, bias)
+            y: torch.Tensor = parts.projection(mixed) if head is None else head_share(parts, mixed, head)
+            return y
 
         return attention
 
@@ -212,25 +207,24 @@ def convert(parts: LayerParts, dtype: torch.dtype, act: nn.Module | None) -> Lay
     paths = {id(module): path for path, module in parts.layer.named_modules()}
     layer = copy.deepcopy(parts.layer).to(dtype)
 
-    def twin(module: nn.Module | None) -> Any:
-        return None if module is None else layer.get_submodule(paths[id(module)])
+    def twin(module: nn.Module) -> nn.Module:
+        return layer.get_submodule(paths[id(module)])
 
     if act is not None:
         layer.set_submodule(paths[id(parts.act)], act)
-    return LayerParts(
-        layer=layer,
-        context=twin(parts.context),
-        query=twin(parts.query),
-        key=twin(parts.key),
-        value=twin(parts.value),
-        projection=twin(parts.projection),
-        projection_inside=parts.projection_inside,
-        attn_norm=twin(parts.attn_norm),
-        mlp_norm=twin(parts.mlp_norm),
-        up=twin(parts.up),
-        act=twin(parts.act),
-        down=twin(parts.down),
-    )
+    modules: dict[str, Any] = {
+        f.name: twin(m) for f in fields(parts) if isinstance(m := getattr(parts, f.name), nn.Module)
+    }
+    return replace(parts, **modules)
+
+
+def head_share(parts: LayerParts, mixed: torch.Tensor, head: int) -> torch.Tensor:
+    """What one head of `mixed` (tokens, heads·d_head) adds to the output of the projection, whatever module that is."""
+    projection: Any = parts.projection
+    own = torch.zeros(mixed.shape[-1], dtype=mixed.dtype, device=mixed.device)
+    own[head * parts.d_head : (head + 1) * parts.d_head] = 1
+    share: torch.Tensor = projection(mixed * own) - projection(torch.zeros_like(mixed))
+    return share
 
 
 def block(
@@ -256,18 +250,28 @@ def block(
     """
     if not isinstance(model, Model):
         raise InputError(f"block expects the result of tightpass.load_model, got {type(model).__name__}")
-    for name, value in (("layer", layer), ("head", head), ("tokens", tokens)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise InputError(f"{name} must be an integer, got {value!r}")
+    layer, head = _integer("layer", layer), _integer("head", head)
+    count = _integer("tokens", tokens)
+    if count is None:
+        raise InputError("tokens must be an integer, got None")
     if text is not None and token_ids is not None:
         raise InputError("give text or token_ids, not both")
     options = Options(kind, layer, head, norm, residual)
     check_options(model, options)
     if token_ids is None:
-        ids = tokenize(model, tokens, text, special, seed).ids
+        ids = tokenize(model, count, text, special, seed).ids
     else:
         ids = check_ids(model, token_ids)
     return build(capture(model, ids), options)
+
+
+def _integer(name: str, value: Any) -> int | None:
+    """An integer of Python or NumPy, or None. Raises InputError for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"{name} must be an integer, got {value!r}")
+    return int(value)
 
 
 def check_options(model: Model, options: Options) -> None:
@@ -275,15 +279,15 @@ def check_options(model: Model, options: Options) -> None:
     kind, layer, head = options.kind, options.layer, options.head
     if kind not in KINDS:
         raise InputError(f"unknown block {kind!r}; expected one of {', '.join(KINDS)}")
-    count, heads = len(model.layers), int(model.config.num_attention_heads)
+    count = len(model.layers)
     if (kind == "model") != (layer is None):
         raise InputError("a layer is needed for every block but `model`, which has none")
     if layer is not None and not 0 <= layer < count:
         raise InputError(f"{model.name} has layers 0..{count - 1}, got {layer}")
     if (kind == "head") != (head is not None):
         raise InputError("a head is needed for block `head`, and for no other")
-    if head is not None and not 0 <= head < heads:
-        raise InputError(f"{model.name} has heads 0..{heads - 1}, got {head}")
+    if head is not None and layer is not None and not 0 <= head < (heads := model.heads(layer)):
+        raise InputError(f"layer {layer} of {model.name} has heads 0..{heads - 1}, got {head}")
     if kind == "layer" and not options.norm:
         raise InputError("a layer always contains its norms; leave out norm=False (--no-norm)")
     if options.residual and kind in ("layer", "model"):
@@ -343,12 +347,9 @@ def _head_output(captured: Captured, options: Options) -> torch.Tensor:
     """One head's share of the captured attention output."""
     assert options.layer is not None
     assert options.head is not None
-    projection = captured.call(options.layer, "projection")
-    weight = captured.parts[options.layer].projection.weight
-    assert isinstance(weight, torch.Tensor)
-    d_head = weight.shape[1] // captured.model.config.num_attention_heads
-    columns = slice(options.head * d_head, (options.head + 1) * d_head)
-    return projection.x.reshape(-1, weight.shape[1])[:, columns] @ weight[:, columns].T
+    mixed = captured.call(options.layer, "projection").x
+    with torch.no_grad():
+        return head_share(captured.parts[options.layer], mixed.reshape(-1, mixed.shape[-1]), options.head)
 
 
 def _structure(model: Model, kind: str) -> Structure:
@@ -370,7 +371,12 @@ def _check_reproduces(made: Block, y: torch.Tensor) -> None:
     if not bool(y.isfinite().all() and again.isfinite().all()):
         raise InputError(f"{made.name}: the model's own output is not finite there; look at its weights and its input")
     difference = float((again - y).abs().max())
-    allowed = 1e3 * torch.finfo(y.dtype).eps * float(y.abs().max())
+    size = float(y.abs().max())
+    if made.kind == "head":  # a difference of two outputs of the projection: its bias takes part in the rounding
+        size = max(
+            size, float(made.layers[0].projection(y.new_zeros(1, in_features(made.layers[0].projection))).abs().max())
+        )
+    allowed = 1e3 * torch.finfo(y.dtype).eps * size
     if not difference <= allowed:
         raise VerificationError(
             f"{made.name} does not reproduce the model's own output: they differ by "

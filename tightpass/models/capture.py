@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tightpass.errors import InputError
 from tightpass.models.families import LayerParts, layer_parts
 from tightpass.models.loading import Model
 
@@ -56,39 +57,50 @@ def first(output: Any) -> torch.Tensor:
 
 @contextmanager
 def record(modules: dict[str, nn.Module], calls: dict[str, Call]) -> Iterator[None]:
-    """Fills `calls` with the last call of each module while the context is open.
+    """Fills `calls`, once the context is left, with the call that each label means.
 
-    `modules` maps labels to modules; inputs and outputs are cloned, since some families
-    add to them in place.
+    `modules` maps labels such as "3.up" to modules, in the order of the layers; inputs and outputs are cloned, since
+    some families add to them in place. A module that several layers share is called once for each of them, in their
+    order. Raises InputError for any other number of calls, because it is not known then which one is meant.
     """
-    pending: dict[str, tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]] = {}
-    handles = []
-
-    def before(label: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if args:
-                pending[label] = (args[0].detach().clone(), args[1:], kwargs)
-            else:
-                rest = dict(kwargs)
-                pending[label] = (rest.pop("hidden_states").detach().clone(), (), rest)
-
-        return hook
-
-    def after(label: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            x, args, kwargs = pending[label]
-            calls[label] = Call(x, args, kwargs, first(output).detach().clone())
-
-        return hook
-
+    labels: dict[nn.Module, list[str]] = {}
     for label, module in modules.items():
-        handles.append(module.register_forward_pre_hook(before(label), with_kwargs=True))
-        handles.append(module.register_forward_hook(after(label)))
+        labels.setdefault(module, []).append(label)
+    made: dict[nn.Module, list[Call]] = {module: [] for module in labels}
+    pending: dict[nn.Module, tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            pending[module] = (args[0].detach().clone(), args[1:], kwargs)
+        else:
+            rest = dict(kwargs)
+            pending[module] = (rest.pop("hidden_states").detach().clone(), (), rest)
+
+    def after(module: nn.Module, _args: Any, output: Any) -> None:
+        made[module].append(Call(*pending.pop(module), first(output).detach().clone()))
+
+    handles = []
+    for module in labels:
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+    for module, meant in labels.items():
+        calls.update(zip(meant, _one_each(meant, made[module]), strict=True))
+
+
+def _one_each(labels: list[str], made: list[Call]) -> list[Call]:
+    """For each label of one module the call that it means: one for every layer that has the module."""
+    layers = list(dict.fromkeys(label.partition(".")[0] for label in labels))
+    if len(made) != len(layers):
+        raise InputError(
+            f"the module of {', '.join(labels)} was called {len(made)} times in one forward pass, expected {len(layers)}: "
+            "it is not known which call a block means.\nGive each place, or each part of a chunked layer, a module of its own"
+        )
+    return [made[layers.index(label.partition(".")[0])] for label in labels]
 
 
 @dataclass(frozen=True)
@@ -120,5 +132,11 @@ def capture(model: Model, ids: torch.Tensor) -> Captured:
         modules["final_norm"] = model.final_norm
     calls: dict[str, Call] = {}
     with torch.no_grad(), record(modules, calls):
-        model.base(input_ids=ids[None].to(model.device), use_cache=False)
+        try:
+            model.base(input_ids=ids[None].to(model.device), use_cache=False)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"the forward pass of {model.name} fails at these {len(ids)} tokens: {reason}") from error
     return Captured(model, parts, calls, model.final_norm)

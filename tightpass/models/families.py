@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from tightpass.errors import InputError
@@ -27,6 +28,8 @@ class Family:
     attn_norm    pre-norm that the attention reads through, where the family is pre-norm
     up, act, down, mlp_norm    likewise for the MLP
     after_attn, after_mlp      norms on the residual sums, where the family is post-norm
+    head_size    attribute of `context` that holds the width of one head
+    unused       prefixes of weights that hidden states never pass through
     """
 
     model_types: tuple[str, ...]
@@ -47,6 +50,8 @@ class Family:
     causal: Callable[[Any], bool]
     after_attn: str
     after_mlp: str
+    head_size: str
+    unused: tuple[str, ...] = ()
 
     def sum_norms(self, layer: nn.Module, config: Any) -> tuple[nn.Module | None, nn.Module | None]:
         """The norms on the residual sums after attention and MLP, where the family is post-norm."""
@@ -75,6 +80,7 @@ FAMILIES = (
         causal=lambda config: True,
         after_attn="self_attn_layer_norm",
         after_mlp="final_layer_norm",
+        head_size="head_dim",
     ),
     Family(
         model_types=("bert",),
@@ -95,6 +101,8 @@ FAMILIES = (
         causal=lambda config: bool(config.is_decoder),
         after_attn="attention.output.LayerNorm",
         after_mlp="output.LayerNorm",
+        head_size="attention_head_size",
+        unused=("pooler.",),
     ),
 )
 
@@ -136,6 +144,45 @@ class LayerParts:
     up: nn.Module
     act: nn.Module
     down: nn.Module
+    d_head: int  # as the attention module has it: layers may differ from the config, and from each other
+
+    @property
+    def heads(self) -> int:
+        """How many heads the layer has: what its projection reads, in heads."""
+        return in_features(self.projection) // self.d_head
+
+
+def in_features(module: nn.Module) -> int:
+    """What a linear map reads, be it a Linear or an adapter around one."""
+    inner: Any = module
+    while not hasattr(inner, "in_features"):
+        inner = getattr(inner, "base_layer", None)
+        if inner is None:
+            raise InputError(f"cannot tell how wide the input of {type(module).__name__} is (no in_features)")
+    return int(inner.in_features)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module is its weight and bias and nothing else: no adapter, no forward of its own, no hooks."""
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+def linear_map(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (out, in) and bias (out,) of a linear map as the module applies it, adapters included."""
+    some = next(module.parameters())
+    width = in_features(module)
+    with torch.no_grad():
+        bias: torch.Tensor = module(some.new_zeros(1, width))[0]
+        if is_plain_linear(module):
+            weight: Any = module.weight
+            return weight.detach(), bias
+        return (module(torch.eye(width, dtype=some.dtype, device=some.device)) - bias).T, bias
 
 
 def layer_parts(layer: nn.Module, family: Family, config: Any) -> LayerParts:
@@ -155,4 +202,5 @@ def layer_parts(layer: nn.Module, family: Family, config: Any) -> LayerParts:
         up=submodule(layer, family.up),
         act=submodule(layer, family.act),
         down=submodule(layer, family.down),
+        d_head=int(getattr(submodule(layer, family.context), family.head_size)),
     )

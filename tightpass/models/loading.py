@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tightpass.errors import DoesNotFitError, InputError
+from tightpass.errors import DoesNotFitError, InputError, TightpassError
 from tightpass.models import attention
-from tightpass.models.families import Family, family_of, submodule
+from tightpass.models.families import Family, family_of, layer_parts, submodule
+from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, refuse_adapters
 from tightpass.models.sizes import ALIASES, packaged_config
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # no background thread for .bin files
@@ -56,12 +57,22 @@ class Model:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
+    def heads(self, layer: int) -> int:
+        """How many heads a layer has. Pruned layers have fewer than the configuration says."""
+        return layer_parts(self.layers[layer], self.family, self.config).heads
+
     @property
     def final_norm(self) -> nn.Module | None:
         if self.family.final_norm is None:
             return None
         parent, _, name = self.family.final_norm.rpartition(".")
         return getattr(submodule(self.base, parent), name)  # type: ignore[no-any-return]
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model has an embedding for: 0 .. vocabulary - 1."""
+        embedding: Any = self.base.get_input_embeddings()  # type: ignore[operator]
+        return int(getattr(embedding, "num_embeddings", self.config.vocab_size))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,9 +83,11 @@ class Model:
         return next(self.base.parameters()).device
 
     def weights_hash(self) -> str:
-        """SHA-256 over the architecture (activation, heads, norms, ...) and every parameter's bytes."""
+        """SHA-256 over the architecture (activation, heads, norms, ...) and the bytes of every parameter that is used."""
         digest = hashlib.sha256(json.dumps(architecture(self.config), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.base.state_dict().items()):
+            if name.startswith(self.family.unused):
+                continue
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
@@ -107,6 +120,7 @@ def locate(name: str) -> Source:
         return Source(ALIASES[name], ALIASES[name], is_local=False)
     path = Path(name).expanduser()
     if path.is_dir():
+        refuse_adapters(path)
         if not (path / "config.json").is_file():
             raise InputError(f"{name} is a directory without config.json; expected a model in Hugging Face format")
         return Source(str(path.absolute()), str(path.absolute()), is_local=True)
@@ -124,28 +138,77 @@ def locate(name: str) -> Source:
 def read_config(source: Source) -> Any:
     """The Hugging Face configuration, from the package where it is packaged."""
     packaged = packaged_config(source.name)
-    if packaged is not None:
-        return packaged
+    return stored_config(source) if packaged is None else packaged
+
+
+def stored_config(source: Source) -> Any:
+    """The configuration that lies with the weights. Raises InputError if it cannot be read, or describes no model."""
     from transformers import AutoConfig
 
+    with the_door(source):
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
+        family_of(config)
+        check_sizes(config, source.name)
+        return plain(config)
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
+
+
+def check_sizes(config: Any, name: str) -> None:
+    """Raises InputError unless a configuration's sizes are positive integers."""
+    for field in SIZES:
+        value = getattr(config, field, None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"the config.json of {name}: {field} must be an integer of at least 1, got {value!r}")
+
+
+PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "chunk_size_feed_forward": 0}
+"""Fields that change what a forward pass returns, or how often it calls a module; never the numbers."""
+
+
+def plain(config: Any) -> Any:
+    """The configuration, changed in place: results whole, by name and at once, with this package's attention."""
+    for field, value in PLAIN.items():
+        if hasattr(config, field):
+            setattr(config, field, value)
+    attention.register()
+    config._attn_implementation = attention.NAME
+    return config
+
+
+@contextmanager
+def the_door(source: Source) -> Iterator[None]:
+    """Whatever transformers raises while it reads a model becomes one InputError."""
     try:
-        return AutoConfig.from_pretrained(source.location, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(source, error) from error
+        yield
+    except (TightpassError, MemoryError):
+        raise
+    except Exception as error:  # it lets through what any of its parts raises: a dozen kinds, no common base
+        raise _unreadable(source, error) from error
 
 
-def _unreachable(source: Source, error: Exception) -> InputError:
-    if source.is_local:
-        return InputError(f"cannot read the model in {source.location}: {_first_line(error)}")
+def _unreadable(source: Source, error: Exception) -> InputError:
+    if source.is_local or not isinstance(error, OSError):
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"{reason} is not known"
+        return InputError(f"cannot read the model in {source.location}: {reason}{_faulty_files(source)}")
+    known = source.name in ALIASES.values()
     return InputError(
-        f"{source.name} is not in the local cache and cannot be fetched (no network, or no such model).\n"
-        "Ways on: --model DIR with a local copy; --weights random for an architecture of "
+        f"{source.name} is not in the local cache and cannot be fetched (no network, or no such model)"
+        + ("" if known else f"; there is no directory {Path(source.name).absolute()} either")
+        + ".\nWays on: --model DIR with a local copy; --weights random for an architecture of "
         "`tightpass models`; --model demo"
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _faulty_files(source: Source) -> str:
+    """Which of a local model's text files are something else altogether, in words."""
+    if not source.is_local:
+        return ""
+    found = [(path, fault(path)) for path in sorted(Path(source.location).glob("*.json"))]
+    return "".join(f"; {path.name} {what}" for path, what in found if what)
 
 
 def check_dtype(dtype: str) -> torch.dtype:
@@ -178,7 +241,7 @@ def parameter_count(config: Any) -> int:
     """Number of parameters of the base model, from shapes alone."""
     from transformers import AutoModel
 
-    with torch.device("meta"):
+    with torch.device("meta"), the_door(Source("the configuration", "the configuration", is_local=False)):
         return sum(p.numel() for p in AutoModel.from_config(config).parameters())
 
 
@@ -204,13 +267,12 @@ def load_model(
     torch_dtype, torch_device = check_dtype(dtype), choose_device(device)
     if weights not in WEIGHTS:
         raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
-    attention.register()
     if isinstance(model, nn.Module):
         return _adopt(model, torch_dtype, torch_device)
     if not isinstance(model, str):
         raise InputError(f"model must be a name, a directory or a Hugging Face model, got {type(model).__name__}")
     source = locate(model)
-    config = read_config(source)
+    config = read_config(source) if weights == "random" else stored_config(source)
     family = family_of(config)
     _refuse_quantised(config)
     if memory is not None:
@@ -221,9 +283,9 @@ def load_model(
                 f"--memory allows {memory / 2**30:.1f} GiB; smallest that fits them: {-(-needed // 2**30)}GiB"
             )
     if weights == "random":
-        base, label = _random(config, torch_dtype, seed), f"random (seed {seed})"
+        base, label = _random(source, plain(config), torch_dtype, seed), f"random (seed {seed})"
     else:
-        base, label = _pretrained(source, torch_dtype), "pretrained"
+        base, label = _pretrained(source, config, torch_dtype), "pretrained"
     return Model(
         name=source.name,
         revision=None if weights == "random" else getattr(base.config, "_commit_hash", None),
@@ -235,20 +297,68 @@ def load_model(
     )
 
 
-def _pretrained(source: Source, dtype: torch.dtype) -> nn.Module:
+def _pretrained(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModel
 
-    try:
-        with quiet():
-            return AutoModel.from_pretrained(  # type: ignore[no-any-return]
-                source.location,
-                dtype=dtype,
-                attn_implementation=attention.NAME,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-    except (OSError, ValueError) as error:
-        raise _unreachable(source, error) from error
+    if source.is_local:
+        check_weights(Path(source.location))
+    with the_door(source), quiet():
+        base, found = AutoModel.from_pretrained(
+            source.location,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they come back in `found`, and are refused by name
+            output_loading_info=True,
+        )
+    _refuse_invented(source, family_of(config), found)
+    return base  # type: ignore[no-any-return]
+
+
+def _refuse_invented(source: Source, family: Family, found: dict[str, Any]) -> None:
+    """Raises InputError if some of the weights in use were not in the files: transformers draws such at random.
+
+    Nor may files hold weights of layers (or parts of layers) that the model has no place for.
+    """
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith(family.unused))
+    unexpected = sorted(found["unexpected_keys"])
+    if prefix := _prefix(missing, unexpected):
+        raise InputError(
+            f"the keys of {source.name}'s weights carry a prefix that the model does not have: {prefix!r}, as in "
+            f"{prefix}{missing[0]}.\nStrip it from every key and save the file again"
+        )
+    if found["mismatched_keys"]:
+        key, stored, expected = min(found["mismatched_keys"])
+        raise InputError(
+            f"{len(found['mismatched_keys'])} weights of {source.name} have another shape than config.json says: "
+            f"{key} is {tuple(stored)}, expected {tuple(expected)}.\nThe config belongs to another model; put its own there"
+        )
+    if missing:
+        raise InputError(
+            f"{len(missing)} weights of {source.name} are not in its files: {_some(missing)}.\n"
+            "Either the files are incomplete, or config.json describes a larger model; --weights random runs without any"
+        )
+    beyond = [key for key in unexpected if f"{family.layers}." in key]
+    if beyond:
+        raise InputError(
+            f"the files of {source.name} hold {len(beyond)} weights that config.json has no place for: {_some(beyond)}.\n"
+            "It describes another model (fewer layers, or no adapters); put the model's own there"
+        )
+
+
+def _prefix(missing: list[str], unexpected: list[str]) -> str | None:
+    """What stands before a missing key in the files, if anything does."""
+    for key in missing:
+        for other in unexpected:
+            if other.endswith("." + key):
+                return other.removesuffix(key)
+    return None
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 @contextmanager
@@ -265,34 +375,48 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _random(config: Any, dtype: torch.dtype, seed: int) -> nn.Module:
+def _random(source: Source, config: Any, dtype: torch.dtype, seed: int) -> nn.Module:
     from transformers import AutoModel
 
-    with torch.random.fork_rng(devices=[]):
+    with the_door(source), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModel.from_config(config, dtype=dtype, attn_implementation=attention.NAME)  # type: ignore[no-any-return]
 
 
-def _adopt(given: nn.Module, dtype: torch.dtype, device: torch.device) -> Model:
-    """A copy of a model that the caller has loaded."""
+def check_given(given: nn.Module) -> None:
+    """Raises InputError for a module that is no Hugging Face model, in eval mode, with floating weights at hand."""
     config = getattr(given, "config", None)
     if config is None or not hasattr(given, "base_model"):
         raise InputError(f"expected a Hugging Face model, got {type(given).__name__}")
     if given.training:
         raise InputError("the model is in train mode, where dropout makes it random; call model.eval() first")
+    family_of(config)
     _refuse_quantised(config)
-    floating = [p for p in given.parameters() if p.is_floating_point()]
-    if len(floating) < len(list(given.parameters())) or not floating:
+    parameters = list(given.parameters())
+    if not parameters or not all(p.is_floating_point() for p in parameters):
         raise InputError("the model has quantised (integer) weights; load it without quantisation")
-    family = family_of(config)
-    path = str(config.name_or_path or "")
+    if any(p.is_meta for p in parameters):
+        raise InputError(
+            "the model's weights are on the meta device, where they have shapes but no numbers; load it onto cpu or cuda"
+        )
+
+
+def _adopt(given: nn.Module, dtype: torch.dtype, device: torch.device) -> Model:
+    """A copy of a model that the caller has loaded."""
+    check_given(given)
+    path = str(given.config.name_or_path or "")  # type: ignore[union-attr]
     base: Any = copy.deepcopy(given.base_model)
-    base.to(dtype).set_attn_implementation(attention.NAME)
+    base.to(dtype)
+    for module in base.modules():
+        if hasattr(getattr(module, "config", None), "_attn_implementation"):
+            plain(module.config)  # each its own: copied layers do not share the model's
+        if hasattr(module, "chunk_size_feed_forward"):
+            module.chunk_size_feed_forward = 0
     return Model(
         name=path or type(given).__name__,
-        revision=getattr(config, "_commit_hash", None),
+        revision=getattr(base.config, "_commit_hash", None),
         weights="given",
-        family=family,
+        family=family_of(base.config),
         config=base.config,
         base=_freeze(base, device),
         tokenizer=_tokenizer(Source(path, path, is_local=True), offline=True) if path else None,
@@ -311,11 +435,21 @@ def _freeze(base: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _tokenizer(source: Source, offline: bool) -> Any | None:
+    """The model's tokenizer, or None if it has none. Raises InputError for one that cannot be read."""
     from transformers import AutoTokenizer
 
+    directory = Path(source.location)
+    if directory.is_dir() and not has_any(directory, TOKENIZERS):
+        return None  # transformers would make up an empty one
     try:
         return AutoTokenizer.from_pretrained(
             source.location, trust_remote_code=False, local_files_only=offline or source.is_local
         )
-    except (OSError, ValueError):
-        return None
+    except Exception as error:
+        if not directory.is_dir() and isinstance(error, (OSError, ValueError)):
+            return None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"cannot read the tokenizer in {source.location} ({', '.join(has_any(directory, TOKENIZERS))}): "
+            f"{reason}{_faulty_files(source)}.\nRepair it, or move its files away to run on seeded token ids"
+        ) from error

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import torch
 
 from tightpass.errors import InputError
 from tightpass.models.loading import Model
+from tightpass.text import check
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,17 @@ def tokenize(model: Model, tokens: int, text: str | None = None, special: bool =
     Raises InputError for an empty or too short text, and for a count that does not fit.
     """
     check_count(tokens, positions(model), model.name)
-    if text is not None and not text.strip():
-        raise InputError("the text is empty; give some words, or leave it out for the bundled text")
+    if text is not None:
+        check(text, "text")
+        if not text.strip():
+            raise InputError("the text is empty; give some words, or leave it out for the bundled text")
     if model.tokenizer is None:
         if text is not None:
             raise InputError(
                 f"{model.name} has no tokenizer at hand, so a text cannot be used; leave it out for seeded ids"
             )
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(model.config.vocab_size, (tokens,), generator=generator)
+        ids = torch.randint(model.vocabulary, (tokens,), generator=generator)
         return Tokens(ids, f"random token ids (seed {seed}): no tokenizer at hand")
     origin = "bundled text" if text is None else "given text"
     source = bundled_text() if text is None else text
@@ -64,16 +71,28 @@ def tokenize(model: Model, tokens: int, text: str | None = None, special: bool =
     ids = model.tokenizer(source, add_special_tokens=special, truncation=True, max_length=tokens, verbose=False)[
         "input_ids"
     ]
+    if len(ids) != tokens:
+        raise InputError(
+            f"the tokenizer of {model.name} cannot cut the {origin} to {tokens} tokens, it gives {len(ids)}: "
+            "special tokens count; ask for more tokens, or for none that are special (special=False, --no-special)"
+        )
+    if min(ids) < 0 or max(ids) >= model.vocabulary:
+        raise InputError(
+            f"the tokenizer of {model.name} gives ids up to {max(ids)}, the model has 0..{model.vocabulary - 1}: "
+            "it belongs to another model"
+        )
     return Tokens(torch.tensor(ids), origin)
 
 
-def check_ids(model: Model, token_ids: list[int]) -> torch.Tensor:
+def check_ids(model: Model, token_ids: Any) -> torch.Tensor:
     """Given ids as a tensor. Raises InputError for ids the model does not have."""
-    check_count(len(token_ids), positions(model), model.name)
-    ids = torch.as_tensor(token_ids)
-    if ids.ndim != 1 or ids.is_floating_point():
+    try:
+        ids = torch.as_tensor(list(token_ids))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"token_ids must be a list of integers, got {reprlib.repr(token_ids)}") from None
+    if ids.numel() and (ids.ndim != 1 or ids.dtype not in INTEGERS):
         raise InputError(f"token_ids must be a list of integers, got shape {tuple(ids.shape)}, {ids.dtype}")
-    vocabulary = int(model.config.vocab_size)
-    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-        raise InputError(f"token ids must lie in 0..{vocabulary - 1}, got {int(ids.min())}..{int(ids.max())}")
-    return ids
+    check_count(len(ids), positions(model), model.name)
+    if int(ids.min()) < 0 or int(ids.max()) >= model.vocabulary:
+        raise InputError(f"token ids must lie in 0..{model.vocabulary - 1}, got {int(ids.min())}..{int(ids.max())}")
+    return ids.long()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from tightpass.models.blocks import Block
 from tightpass.models.capture import Call
-from tightpass.models.families import LayerParts
+from tightpass.models.families import LayerParts, in_features, linear_map
 
 SAFETY = 4.0
 
@@ -68,18 +67,16 @@ def units(block: Block, other: Block) -> Units:
 
 def connected(parts: LayerParts) -> torch.Tensor:
     """Units (d_ff,) that read something and are read by something; the others' derivative is zero either way."""
-    up: Any = parts.up.weight
-    down: Any = parts.down.weight
+    (up, _), (down, _) = linear_map(parts.up), linear_map(parts.down)
     return (up != 0).any(1) & (down != 0).any(0)  # type: ignore[no-any-return]
 
 
 def magnitude(up: nn.Module, call: Call) -> torch.Tensor:
     """|w|·|h| + |b| of every unit, (tokens, d_ff), float64."""
-    weight: Any = up.weight
-    bias: Any = up.bias
+    weight, bias = linear_map(up)
     h = call.x.double().abs().reshape(-1, call.x.shape[-1])
     reach: torch.Tensor = h @ weight.double().abs().T
-    return reach if bias is None else reach + bias.double().abs()
+    return reach + bias.double().abs()
 
 
 def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
@@ -92,8 +89,8 @@ def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
     if loses:
         bounds.append(Bound(T * (d - 1), f"{T} tokens × ({d} − 1 direction that the LayerNorm removes)"))
     if branch and kind == "mlp":
-        weight: Any = parts.up.weight
-        bounds.append(Bound(T * weight.shape[0], f"{T} tokens × {weight.shape[0]} units"))
+        count = in_features(parts.down)
+        bounds.append(Bound(T * count, f"{T} tokens × {count} units"))
         if found.active is not None:
             open_units = found.undecided or (0,) * T
             counts = zip(found.active, open_units, strict=True)
@@ -103,7 +100,7 @@ def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
             undecided = f", and {found.kinks} undecided" if found.kinks else ""
             bounds.append(Bound(limited, f"{T} tokens × {mean:.1f} active units on average{capped}{undecided}"))
     if branch and kind == "head":
-        d_head = d // int(block.model.config.num_attention_heads)
+        d_head = parts.d_head
         bounds.append(Bound(T * d_head, f"{T} tokens × {d_head} directions of the head"))
     if kind in ("layer", "model") and ends_in_layer_norm(block):
         bounds.append(Bound(T * (d - 1), f"{T} tokens × ({d} − 1 direction that the last LayerNorm removes)"))

@@ -21,7 +21,7 @@ def append(path: Path, **entry: Any) -> None:
 def read(path: Path) -> list[dict[str, Any]]:
     """All whole entries; a line cut short by a crash, or damaged, is left out."""
     entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:

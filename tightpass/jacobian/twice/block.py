@@ -89,8 +89,7 @@ def _mlp(parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> MLP:
 
 def _attention(block: Block, parts: LayerParts, x: Pair, head: int | None) -> Attention:
     projections = (parts.query, parts.key, parts.value)
-    count = int(block.model.config.num_attention_heads)
-    return Attention(projections, parts.projection, count, block.model.family.causal(block.model.config), x, head)
+    return Attention(projections, parts.projection, parts.heads, block.model.family.causal(block.model.config), x, head)
 
 
 def _layer(block: Block, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> Map:

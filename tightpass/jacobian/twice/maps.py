@@ -18,6 +18,7 @@ from tightpass.jacobian.norm import NoClosedFormError
 from tightpass.jacobian.twice.functions import activation, exp
 from tightpass.jacobian.twice.matrix import matmul, sliced
 from tightpass.jacobian.twice.pair import Pair, of, reciprocal_root
+from tightpass.models.families import is_plain_linear
 
 Tensor = torch.Tensor
 
@@ -35,7 +36,7 @@ class Linear:
     """W·x + b; some of the output's units, or of the input's, where only those are asked for."""
 
     def __init__(self, module: nn.Module, inputs: slice = slice(None)) -> None:
-        if type(module) is not nn.Linear:
+        if not isinstance(module, nn.Linear) or not is_plain_linear(module):
             raise NoClosedFormError(f"no closed form for {type(module).__name__}")
         weight = of(module.weight)[:, inputs]
         self.rows, self.columns = sliced(weight), sliced(weight.mT)
