@@ -30,14 +30,14 @@ def judge(outcome):
     assert not outcome.faults or outcome.is_weak, f"{outcome.faults}\n{outcome.case}"
 
 
-@settings(max_examples=150, **OPEN)
+@settings(max_examples=100, **OPEN)
 @given(cases())
 def test_no_wrong_number(c):
     judge(fuzzing.examine(c))
 
 
 def test_no_wrong_number_of_given_seeds():
-    wrong = {s: o.faults for s in range(150) if (o := fuzzing.examine(fuzz_cases.seeded(s))).faults and not o.is_weak}
+    wrong = {s: o.faults for s in range(100) if (o := fuzzing.examine(fuzz_cases.seeded(s))).faults and not o.is_weak}
     assert wrong == {}
 
 
