@@ -1,4 +1,4 @@
-"""Random small blocks and functions against 80-digit Jacobians: every value, rank, label and bound (tests/fuzzing.py).
+"""Random small blocks and functions against 200-digit Jacobians: every value, rank, label and bound (tests/fuzzing.py).
 
     python benchmarks/fuzz.py                  # 6000 cases on all cores, a few minutes
     python benchmarks/fuzz.py --seeds 17 4711  # what comes of these, to look into; nothing is stored

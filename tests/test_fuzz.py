@@ -1,4 +1,4 @@
-"""Random small blocks and functions against 80-digit Jacobians; and planted faults, which the same checks must see."""
+"""Random small blocks and functions against 200-digit Jacobians; and planted faults, which the same checks must see."""
 
 from __future__ import annotations
 
