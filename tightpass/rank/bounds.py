@@ -68,7 +68,7 @@ def units(block: Block, other: Block) -> Units:
 def connected(parts: LayerParts) -> torch.Tensor:
     """Units (d_ff,) that read something and are read by something; the others' derivative is zero either way."""
     (up, _), (down, _) = linear_map(parts.up), linear_map(parts.down)
-    return (up != 0).any(1) & (down != 0).any(0)  # type: ignore[no-any-return]
+    return (up != 0).any(1) & (down != 0).any(0)
 
 
 def magnitude(up: nn.Module, call: Call) -> torch.Tensor:
