@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tightpass as tp
 from tightpass.rank import bounds
-from tightpass.rank.arithmetic import BlockDifferences, norm2
+from tightpass.rank.arithmetic import norm2
 from tightpass.rank.floor import Floor, Part
 from tightpass.rank.interval import above_by_energy, labels, nearest_certain, rank_at
 from tightpass.rank.knee import cliff, knees
@@ -133,20 +133,6 @@ def test_norm2_is_the_largest_singular_value(shape, scale):
     assert true <= norm2(E) <= true * (1 + 1e-9)
 
 
-def test_block_differences_bound_the_norm_and_are_exact_on_the_diagonal():
-    rng = np.random.default_rng(4)
-    E = rng.standard_normal((3, 3, 5, 4))
-    full = E.transpose(0, 2, 1, 3).reshape(15, 12)
-    table = BlockDifferences(3, 3)
-    for t in range(3):
-        table.add((t,) * 3, (0, 1, 2), E[t], np.zeros_like(E[t]))
-    true = np.linalg.norm(full, 2)
-    assert true <= table.bound <= 3 * true
-    diagonal = BlockDifferences(3, 3)
-    diagonal.add((0, 1, 2), (0, 1, 2), E[0], np.zeros_like(E[0]))
-    assert diagonal.bound == pytest.approx(max(np.linalg.norm(e, 2) for e in E[0]), rel=1e-9)
-
-
 def test_floor_adds_up():
     floor = Floor((Part("a", 1e-3, "x", "certain"), Part("b", 2e-3, "y", "assumed")), 1.0)
     assert floor.total == pytest.approx(3e-3)
@@ -165,7 +151,7 @@ def test_the_float32_floor_covers_the_true_error(hf_model, kind):
     assert S.floor.total <= 1e-4 * true[0]
     error = float(torch.linalg.matrix_norm(J.dense().double() - exact, 2))
     part = S.floor.parts[0].bound
-    assert error <= part <= (1 + 1e-6 if kind == "mlp" else len(IDS)) * error
+    assert error * (1 - 1e-6) <= part <= 1.5 * error
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attn", "layer", "model"])

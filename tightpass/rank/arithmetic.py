@@ -37,15 +37,14 @@ WHOLE = 128
 CHANCE = 1e-4
 """That Lanczos finds less than ‖E‖₂/√2."""
 SPARE = 1e-3
-RESOLUTION = 2.0**-66
-"""What is added for the rounding of E's own products, relative to ‖J‖_F: they carry about 80 bits."""
 
 
 class Products(Protocol):
-    """J·X and Jᵀ·Y of (k, T, d) tangents and cotangents, in more precision than E needs."""
+    """J·X and Jᵀ·Y of (k, T, d) tangents and cotangents, in more precision than E needs; `rounding` of theirs, given ‖J‖_F."""
 
     def push(self, tangents: Pair) -> Pair: ...
     def pull(self, cotangents: Pair) -> Pair: ...
+    def rounding(self, norm: float) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,10 @@ class Plain:
 
     def pull(self, cotangents: Pair) -> Pair:
         return self._by(self.J.rmatmat, cotangents, (self.J.tokens_in, self.J.d_in))
+
+    def rounding(self, norm: float) -> float:
+        """The ordinary error of arithmetic, as in `assumed`."""
+        return 16 * float(torch.finfo(self.J.dtype).eps) * norm
 
     def _by(self, product: Callable[[torch.Tensor], torch.Tensor], X: Pair, shape: tuple[int, int]) -> Pair:
         columns = X.rounded().flatten(1).T.to(self.J.dtype)
@@ -172,7 +175,7 @@ class Bound:
 def bound(E: Difference, energy: float) -> Bound:
     """On ‖E‖₂, of a J of this ‖J‖_F²."""
     columns = math.prod(E.columns)
-    rounding = RESOLUTION * math.sqrt(energy)
+    rounding = E.exact.rounding(math.sqrt(energy))
     if columns <= WHOLE:
         return Bound(norm2(E.whole()) + rounding, "all of it", 0.0)
     k = steps(columns)
@@ -199,7 +202,7 @@ def scaled(J: Jacobian, stored: Panels, shadow: Jacobian, energy: float, certain
     ordinary = 16 * float(np.finfo(np.float64).eps) * math.sqrt(energy)
     word, how = CALIBRATED if certain else ASSUMED, f"float32 J against float64 J, {found.how}"
     if J.dtype == torch.float32:
-        return Part(NAME, found.size + ordinary, f"measured: {how}", word, found.chance)
+        return Part(NAME, found.size, f"measured: {how}, and 16·eps·‖J‖_F of float64", word, found.chance)
     method = f"measured: {how}, scaled by 2⁻²⁹ · 4, and at least 16·eps·‖J‖_F"
     return Part(NAME, max(SAFETY * RATIO * found.size, ordinary), method, word, found.chance)
 
@@ -229,12 +232,12 @@ def _apart(
     return (of(found) - true).rounded()
 
 
-def measured_along(J: Jacobian, exact: Twice, U: torch.Tensor, Vh: torch.Tensor) -> Part:
+def measured_along(J: Jacobian, exact: Twice, U: torch.Tensor, Vh: torch.Tensor, energy: float) -> Part:
     """`along` in twice float64's precision."""
     method = (
         f"measured: products with the {len(Vh)} triplets that were found against those in twice float64's precision"
     )
-    return Part(NAME, along(J, exact, U, Vh), method, CERTAIN)
+    return Part(NAME, along(J, exact, U, Vh) + exact.rounding(math.sqrt(energy)), method, CERTAIN)
 
 
 def scaled_along(

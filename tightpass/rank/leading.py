@@ -87,7 +87,7 @@ def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
     exact, shadow = twice(J.block), in_other_precision(J)
     U, Vh = (torch.as_tensor(on_host(side)) for side in (found.U, found.Vh))
     if exact is not None:
-        arithmetic = measured_along(J, exact, U, Vh)
+        arithmetic = measured_along(J, exact, U, Vh, energy)
     else:
         arithmetic = scaled_along(J, shadow, U, Vh, energy, J.block.kind == "mlp")
     assert shadow.block is not None

@@ -16,19 +16,31 @@ from tightpass.models.families import LayerParts
 
 ELEMENTS = 2**21
 """Entries of the widest intermediate of a product: as many columns at once as that allows."""
+RESOLUTION = 2.0**-66
+"""Rounding of the products relative to ‖J‖_F: they carry about 80 bits of the numbers that are summed, .."""
+SPARE = 2.0**10
+""".. which are up to so much larger than what comes out; where they are larger still, their own size counts."""
 AGREE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """How far the block's own value may be from that of the formulas, relative to it, before they are taken for another function."""
 
 
 class Twice:
-    """J·X and Jᵀ·Y of a block for X (k, T, d) in twice float64's precision; `saturated` softmax rows inside."""
+    """J·X and Jᵀ·Y of a block for X (k, T, d) in twice float64's precision; `saturated` softmax rows inside.
+
+    rounding   what these products themselves may be off by, for a J of a known ‖J‖_F
+    """
 
     def __init__(self, block: Block) -> None:
         self.map = of_block(block)
         attentions = list(_attentions(self.map))
+        # of several layers in a row the product of their sizes would say nothing: RESOLUTION of what comes out has to do
+        self.size = 0.0 if block.kind in ("layer", "model") else self.map.size
         self.saturated = sum(attention.saturated for attention in attentions)
         tokens, heads = block.tokens, max((a.count for a in attentions), default=0)
         self.at_once = max(1, ELEMENTS // (tokens * max(block.width, heads * tokens)))
+
+    def rounding(self, norm: float) -> float:
+        return RESOLUTION * (norm + self.size / SPARE)
 
     def push(self, tangents: Pair) -> Pair:
         return self._in_parts(self.map.push, tangents)

@@ -7,6 +7,7 @@ cotangents (k, T, width).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Protocol
@@ -24,9 +25,13 @@ Tensor = torch.Tensor
 
 
 class Map(Protocol):
-    """A function at a point: its value y (T, d_out), and products with its Jacobian."""
+    """A function at a point: its value y (T, d_out), and products with its Jacobian.
+
+    size   of the numbers that products are sums of: their rounding is about 2⁻⁸⁰ of it, whatever cancels
+    """
 
     y: Pair
+    size: float
 
     def push(self, tangents: Pair) -> Pair: ...
     def pull(self, cotangents: Pair) -> Pair: ...
@@ -41,6 +46,7 @@ class Linear:
         weight = of(module.weight)[:, inputs]
         self.rows, self.columns = sliced(weight), sliced(weight.mT)
         self.bias = None if module.bias is None else of(module.bias)
+        self.size = float(weight.hi.norm())
 
     def __call__(self, x: Pair) -> Pair:
         y = self.push(x)
@@ -65,6 +71,7 @@ class Norm:
         self.gamma = None if module.weight is None else of(module.weight)
         y = self._scaled(self.xhat)
         self.y = y if module.bias is None else y + of(module.bias)
+        self.size = float(self.r.hi.max()) * (1.0 if self.gamma is None else float(self.gamma.hi.abs().max()))
 
     def push(self, tangents: Pair) -> Pair:
         return self._scaled(self._inner(tangents))
@@ -103,6 +110,7 @@ class MLP:
                 raise NoClosedFormError(f"no closed form for {type(act).__name__}")
             value, self.slope = known(z)
         self.y = self.down(value)
+        self.size = self.up.size * float(self.slope.hi.abs().max()) * self.down.size
 
     def push(self, tangents: Pair) -> Pair:
         return self.down.push(self.up.push(tangents) * self.slope)
@@ -119,7 +127,8 @@ class Attention:
     ) -> None:
         self.count = count
         weights = [Linear(module) for module in projections]
-        q, k, v = (self._by_head(linear(x)) for linear in weights)
+        # what all keys, or all values, have in common cancels in J: without it less is rounded
+        q, k, v = (self._by_head(part) for part in (weights[0](x), weights[1].push(x), weights[2].push(x)))
         d_head = q.shape[-1]
         chosen = slice(None) if head is None else slice(head, head + 1)
         self.scale = reciprocal_root(of(torch.full((), float(d_head), dtype=torch.float64, device=x.hi.device)))
@@ -136,7 +145,12 @@ class Attention:
         columns = slice(None) if head is None else slice(head * d_head, (head + 1) * d_head)
         self.output = Linear(output, columns)
         o = self._joined(matmul(self.a, self.v))
+        if weights[2].bias is not None:
+            o = o + weights[2].bias[columns]
         self.y = self.output.push(o) if head is not None else self.output(o)
+        q_size, k_size, v_size = (float(p.hi.norm(dim=-1).max()) for p in (q, k, v))
+        through_scores = 2 * d_head**-0.5 * v_size * (q_size * weights[1].size + k_size * weights[0].size)
+        self.size = self.output.size * math.sqrt(x.shape[0]) * (weights[2].size + through_scores)
 
     @property
     def saturated(self) -> int:
@@ -185,6 +199,7 @@ class Chain:
 
     def __init__(self, first: Map, *others: Map) -> None:
         self.maps, self.y = (first, *others), (others[-1] if others else first).y
+        self.size = math.prod(piece.size for piece in self.maps)
 
     def push(self, tangents: Pair) -> Pair:
         return reduce(lambda at, piece: piece.push(at), self.maps, tangents)
@@ -197,7 +212,7 @@ class Residual:
     """x + f(x)."""
 
     def __init__(self, inner: Map, x: Pair) -> None:
-        self.inner, self.y = inner, inner.y + x
+        self.inner, self.y, self.size = inner, inner.y + x, 1 + inner.size
 
     def push(self, tangents: Pair) -> Pair:
         return self.inner.push(tangents) + tangents
