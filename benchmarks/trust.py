@@ -34,6 +34,8 @@ from tightpass.spectra.verify import SvdError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import extended
+import fuzzing
+import hostile_cases
 import known
 import truth
 
@@ -77,22 +79,35 @@ def floors() -> dict:
             error = float(np.linalg.norm(E, 2))
             rows.append(row(truth.Held("demo (trained)", kind, dtype, "exact", S.floor.total, error, moved, rounding)))
             print("demo", kind, dtype, flush=True)
-    return {"cases": rows, "calibration": calibration()}
+    return {"cases": rows}
 
 
 def row(held: truth.Held) -> dict:
     return {**vars(held), "ratio": held.ratio, "below": not held.is_never_below(), "tight": held.is_tight()}
 
 
-def calibration() -> list[float]:
-    """True ‖E‖₂ of float64 Jacobians over the scaled float32 difference, before the factor 4."""
-    ratios = []
-    for name in truth.HF_MODELS:
-        for kind in ("mlp", "attn", "head", "layer"):
-            true = truth.truth(name, kind, "float64", 5)
-            part = tp.spectrum(tp.jacobian(true.block)).floor.parts[0].bound
-            ratios.append(true.error / (part / 4))
-    return ratios
+def hostile() -> list[dict]:
+    """Small blocks in which something goes to an extreme: values, ranks, labels and bounds against 200-digit Jacobians."""
+    rows = []
+    for name, (cases, each) in hostile_cases.GROUPS.items():
+        for dtype in ("float64", "float32"):
+            outcomes = [fuzzing.examine(case) for case in cases(dtype, each)]
+            judged = [o for o in outcomes if o.refusal is None]
+            ratios = [o.ratio for o in judged if o.ratio is not None]
+            rows.append(
+                {
+                    "group": name,
+                    "dtype": dtype,
+                    "blocks": len(judged),
+                    "refused": dict(Counter(o.refusal for o in outcomes if o.refusal)),
+                    "wrong": [o.faults for o in judged if o.faults],
+                    "saturated": sum(o.saturated > 0 for o in judged),
+                    "median": float(np.median(ratios)),
+                    "largest": float(np.max(ratios)),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
 
 
 def coverage() -> dict:
@@ -224,7 +239,7 @@ def figure() -> list[dict]:
                     "title": title,
                     "dtype": dtype,
                     "rank": [S.rank.lo, S.rank.hi],
-                    "flag": S.rank.flag,
+                    "flag": S.rank.words,
                     "size": S.size,
                     "bound": S.evidence.bounds[0].rank,
                     "sigma_1": float(S.values[0]),
@@ -332,6 +347,7 @@ def falls() -> dict:
 
 PARTS = {
     "floors": floors,
+    "hostile": hostile,
     "coverage": coverage,
     "conventional": conventional,
     "svd_errors": svd_errors,

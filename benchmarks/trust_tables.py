@@ -14,8 +14,9 @@ def trust() -> dict[str, Any]:
 
 
 ROUTE_NAMES = {
-    "exact": "all values, every block compared",
-    "sampled": "all values, a sample of block rows and columns compared",
+    "exact": "all values, E formed",
+    "lanczos": "all values, ‖E‖₂ by Lanczos",
+    "scaled": "all values, J in the other precision (unknown pieces)",
     "topk": "leading values by products",
 }
 
@@ -42,14 +43,23 @@ def floors() -> str:
 def floors_in_words() -> str:
     document = trust()["floors"]
     exact = [c["ratio"] for c in document["cases"] if c["route"] == "exact"]
-    low, high = min(document["calibration"]), max(document["calibration"])
     demo = [c["ratio"] for c in document["cases"] if c["model"].startswith("demo")]
     return (
-        f"With all values and every block compared, over {len(exact)} blocks in both precisions, the floor is "
-        f"{statistics.median(exact):.1f} times ‖E‖₂ + eps·σ₁ in the median and {max(exact):.1f} at most; on the trained demo "
-        f"model, {min(demo):.1f} to {max(demo):.1f}. The true error of a float64 Jacobian was {low:.2f} to {high:.2f} of the "
-        f"scaled float32 error; the factor 4 is {4 / high:.1f} times the worst of them."
+        f"With all values and E formed, over {len(exact)} blocks in both precisions, the floor is {statistics.median(exact):.1f} times "
+        f"‖E‖₂ + eps·σ₁ in the median and {max(exact):.1f} at most; on the trained demo model, {min(demo):.1f} to {max(demo):.1f}."
     )
+
+
+def hostile() -> str:
+    rows = [
+        [r["group"], r["dtype"], str(r["blocks"]), str(len(r["wrong"])), str(r["saturated"]), f"{r['median']:.2f}",
+         f"{r['largest']:.2f}", str(sum(r["refused"].values()))]
+        for r in trust()["hostile"]
+    ]  # fmt: skip
+    return table(
+        ["blocks", "precision", "how many", "with anything wrong", "with saturated rows", "median floor / (‖E‖₂ + eps·σ₁)", "largest", "refused"],
+        rows,
+    )  # fmt: skip
 
 
 def coverage() -> str:
@@ -161,6 +171,7 @@ def falls() -> str:
 TRUST_TABLES: dict[str, Callable[[], str]] = {
     "trust-floors": floors,
     "trust-floors-in-words": floors_in_words,
+    "trust-hostile": hostile,
     "trust-coverage": coverage,
     "trust-broken": broken,
     "trust-svd": svd,

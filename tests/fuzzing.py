@@ -78,6 +78,7 @@ class Outcome:
     rank: tuple[int, int] = (0, 0)
     kinks: int = 0
     flipped: int = 0
+    saturated: int = 0
     ratio: float | None = None
 
     @property
@@ -286,6 +287,7 @@ def examine(c: Case, ranker: Ranker = as_printed, factor: float = 1.0) -> Outcom
         rank=(s.rank.lo, s.rank.hi),
         kinks=s.evidence.kinks,
         flipped=found.flipped,
+        saturated=s.evidence.saturated,
         ratio=float(s.floor.total) / unit if unit > 0 and s.total is None else None,
     )
 
