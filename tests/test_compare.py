@@ -11,6 +11,7 @@ import pytest
 
 import tightpass as tp
 from tightpass.cli import main
+from tightpass.rank.floor import Floor, Part
 from tightpass.rank.interval import LABELS
 
 QUESTION = {"model": "demo", "tokens": 4, "layers": "1-2", "discard_jacobian": True}
@@ -78,6 +79,8 @@ def test_nothing_in_common(runs, other):
 @pytest.mark.parametrize(("floors", "different"), [(0.9, False), (1.1, True), (40.0, True)])
 def test_a_value_is_different_beyond_both_floors_and_not_before(runs, floors, different):
     S = runs["a"]["L01.mlp"]
+    part = Part("planted", 1e-9 * float(S.values[0]), "far above the rounding of a sum", "certain")
+    S = replace(S, floor=Floor((part,), S.floor.conventional))
     moved = S.values.copy()
     moved[3] += 2 * floors * S.floor.total
     found = tp.difference(S, replace(S, values=np.sort(moved)[::-1]))
