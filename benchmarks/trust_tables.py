@@ -62,6 +62,22 @@ def hostile() -> str:
     )  # fmt: skip
 
 
+def fuzz() -> str:
+    document = read("fuzz")
+    rows = []
+    for key, spread in document["floor_over_truth"].items():
+        rows.append([key, str(spread["floors"]), *(f"{spread[name]:.3g}" for name in ("median", "99 %", "largest"))])
+    counts = (
+        f"{document['cases']} cases, {document['judged']} judged, {document['cases'] - document['judged']} refused; {document['wrong']} with "
+        f"anything wrong, and {document['wrong_where_assumed_or_sampled']} more among floors that say `assumed`."
+    )
+    return (
+        counts
+        + "\n\n"
+        + table(["precision / confidence", "floors", "median floor / (‖E‖₂ + eps·σ₁)", "99 %", "largest"], rows)
+    )
+
+
 def coverage() -> str:
     document = trust()["coverage"]
     names = {
@@ -172,6 +188,7 @@ TRUST_TABLES: dict[str, Callable[[], str]] = {
     "trust-floors": floors,
     "trust-floors-in-words": floors_in_words,
     "trust-hostile": hostile,
+    "trust-fuzz": fuzz,
     "trust-coverage": coverage,
     "trust-broken": broken,
     "trust-svd": svd,

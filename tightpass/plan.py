@@ -22,6 +22,7 @@ from tightpass.models.families import family_of
 from tightpass.models.loading import DTYPES, WEIGHTS, check_dtype, choose_device, locate, parameter_count, read_config
 from tightpass.models.tokens import check_count
 from tightpass.prompts import texts_of
+from tightpass.rank.evidence import KEPT_BYTES
 from tightpass.rank.leading import DEFAULT_K
 from tightpass.rank.verdict import check_k, check_method
 from tightpass.spectra.batched import is_referenced
@@ -37,6 +38,8 @@ ARENA_FACTOR = 6
 """Intermediates of one product with the Jacobian, in units of its arena."""
 
 
+SLICED_BYTES = 80
+"""Of each weight in slices, rows and columns, for products in twice float64's precision."""
 REFERENCE_ARRAYS = 16
 """Float64 arrays of a matrix's size that `reference_values` holds."""
 PROBED_ARRAYS = 6
@@ -122,7 +125,7 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
     decomposing = forming.get(config.block, pulled) + svd
     if config.forms_jacobian:
         route = str(choose(structure, (N, N), (d, d), config.dtype, memory_limit(config.memory)))
-        working = _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d))
+        working = _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d)) + min(KEPT_BYTES, blocks * d * d * size)
         if config.block == "attn":  # the leading triplet, whose share each head explains
             working += min(BASIS_BYTES, 2 * N * size * (1 + 26 * BLOCK))
         stored = (1 if config.discard_jacobian else len(listed)) * blocks * d * d * size + len(listed) * N * size
@@ -138,6 +141,9 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
         stored = len(listed) * k * size
     # what a closed form keeps: folded weights and gathered rows; P and a few (T, heads, d) arrays
     pieces = {"mlp": 4 * d * d_ff, "attn": heads * (d * d + 6 * T * d), "head": d * d + 6 * T * d}
+    sliced = {"mlp": 2 * d * d_ff, "attn": 4 * d * d, "head": 4 * d * d}.get(
+        config.block, depth * (4 * d * d + 2 * d * d_ff)
+    )
     weights = parameter_count(architecture) * size
     return Plan(
         model=name,
@@ -153,6 +159,7 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
         + weights
         + depth * (4 * d * d + 2 * d * d_ff) * 12  # the block's layers once more in each precision
         + 12 * pieces.get(config.block, 0)  # likewise
+        + SLICED_BYTES * sliced
         + 20 * T * d * size * int(architecture.num_hidden_layers)  # what is captured of every layer
         + 2 * config.vectors * 2 * N * size * len(listed)  # U and Vh of all jobs, and once more while written
         + working,
