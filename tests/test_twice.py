@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import extended
+import fuzzing
 import mpmath
 import numpy as np
 import pytest
 import small_models
 import torch
 import truth
+from fuzz_cases import Case
 from mpmath import mpf
 from torch import nn
 
@@ -274,3 +276,47 @@ def test_saturated_rows_are_counted():
     a = tp.jacobian(block).form.a.amax(-1)
     expected = int(((a.float() == 1) & (a < 1)).sum())
     assert tp.spectrum(tp.jacobian(block)).evidence.saturated == expected
+
+
+# ---- what float32 does not see
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attn"])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 2), (3, 4)])
+@pytest.mark.parametrize("entries", ["signs", "integers", "held_by_float32"])
+def test_weights_that_float32_holds(kind, tokens, width, entries):
+    """Their float32 Jacobian may happen to be exact, and says nothing of the float64 one."""
+    common = {"family": "opt", "dtype": "float64", "scale": 1.0, "units": 3, "layer": 0, "pre_norm": True}
+    for seed in range(4):
+        case = Case(kind=kind, tokens=tokens, width=width, entries=entries, seed=seed, **common)
+        outcome = fuzzing.examine(case)
+        assert outcome.faults == []
+        assert outcome.refusal is None
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+@pytest.mark.parametrize("size", [1e2, 1e6])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_large_biases(name, size, tokens):
+    """What all keys, or all values, have in common does not count; what queries have does."""
+    if name == "query" and size == 1e6:
+        pytest.skip("refused at the door: finite differences see nothing of such a derivative")
+    model = small_models.bert(hidden_size=2, num_attention_heads=1)
+    with torch.no_grad():
+        getattr(model.encoder.layer[0].attention.self, name).bias.fill_(size)
+    block = tp.block(tp.load_model(model), "attn", layer=0, token_ids=[5, 17, 2][:tokens])
+    true = extended.jacobian(block)
+    J = tp.jacobian(block)
+    for S in (tp.spectrum(J), tp.spectrum(J, method="topk", k=2)):
+        with mpmath.workdps(40):
+            values = np.array([float(v) for v in mpmath.svd_r(mpmath.matrix(true.tolist()), compute_uv=False)])
+        assert np.abs(S.values - values[: len(S.values)]).max() <= S.floor.total
+        assert S.rank.lo <= int(np.sum(values > S.rank.tau)) <= S.rank.hi
+
+
+def test_values_with_a_large_part_in_common_are_linear():
+    model = small_models.opt()
+    with torch.no_grad():
+        model.decoder.layers[1].self_attn.v_proj.bias.fill_(1e4)
+    J = tp.jacobian(tp.block(tp.load_model(model, dtype="float32"), "attn", layer=1, token_ids=[5, 17, 2, 88]))
+    assert tp.spectrum(J, method="topk", k=3).values[0] > 0

@@ -11,8 +11,9 @@ import torch
 
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Jacobian, Panel
-from tightpass.jacobian.probe import WrittenProduct
-from tightpass.jacobian.twice.block import twice
+from tightpass.jacobian.probe import WrittenProduct, explained, ratio
+from tightpass.jacobian.twice.block import Twice, twice
+from tightpass.jacobian.twice.pair import of
 from tightpass.kernels import ops
 from tightpass.kernels.ops import dtype_name
 from tightpass.rank.arithmetic import Panels, assumed, measured, scaled
@@ -22,6 +23,8 @@ from tightpass.rank.floor import Part
 from tightpass.spectra.verify import squared_norm
 from tightpass.structure import BlockDiagonal
 
+ROUNDING = 100.0
+"""How many times farther from the truth than products that do not form J the written blocks may be."""
 KEPT_BYTES = 2**28
 """Panels that take up to as much stay in memory while the error of the arithmetic is measured."""
 OTHER = {torch.float64: torch.float32, torch.float32: torch.float64}
@@ -36,8 +39,8 @@ class Evidence:
     active       active units of each token, where there is one ReLU MLP
     route        how the Jacobian was computed
     estimated    whether `energy` is an estimate from random products
-    agreement    ‖J v − J' v‖/‖J' v‖ for a random v, J' by automatic differentiation in forward mode; a check for mistakes,
-                 not a bound: both share the forward pass. None where J was never formed
+    agreement    ‖J v − J' v‖/‖J' v‖ for a random v, J' in twice float64's precision, or by automatic differentiation in
+                 forward mode where formulas are not known; a check for mistakes. None where J was never formed
     explanation  where the numbers come from
     saturated    softmax rows, of all heads inside, whose largest weight is below 1 and rounds to 1 in float32
     undecided    `kinks` of each token; None where unknown, as in runs of before, or where there are no such units
@@ -98,12 +101,14 @@ def collect(J: Jacobian, keep: Callable[[Panel], None], stored: Panels) -> Evide
         keep(panel)
         again.add(panel)
         tally.add(panel)
-    energy, agreement, explanation = tally.energy(), tally.agreement(), tally.explained()
+    energy, explanation = tally.energy(), tally.explained()
+    exact = None if J.block is None else twice(J.block)
+    agreement = tally.agreement(exact)
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
         part = assumed(energy, dtype_name(J.dtype))
         return Evidence(energy, part, (size,), 0, None, J.route, False, agreement, explanation)
-    exact, shadow = twice(J.block), in_other_precision(J)
+    shadow = in_other_precision(J)
     if exact is not None:
         arithmetic = measured(J, again.panels, exact, energy)
     else:
@@ -174,8 +179,9 @@ class _Tally:
         check_range(energy, self.largest)
         return energy
 
-    def agreement(self) -> float:
-        """Raises VerificationError if the blocks' product with a random vector is not that of automatic differentiation."""
+    def agreement(self, exact: Twice | None) -> float:
+        """Raises VerificationError if the blocks' product with a random vector is not J's: in twice float64's precision, where
+        rounding may be large, as the floor will say; else by automatic differentiation."""
         J, v = self.J, self.product.v
         if J.block is None:  # no kernel of ours has a part in it
             expected = J.matvec(v.reshape(-1)).reshape(self.product.sum.shape)
@@ -183,6 +189,11 @@ class _Tally:
                 return self.product.check(expected, J.name)
             except VerificationError as error:
                 raise VerificationError(f"the function's Jacobian contradicts itself: {J.diagnosis()}") from error
+        if exact is not None:
+            expected = exact.push(of(v[None])).rounded()[0]
+            own = J.matvec(v.reshape(-1)).reshape(expected.shape).double()
+            rounding = ratio(float((own - expected).norm()), float(expected.norm()))
+            return self.product.check(expected, J.name, explained(J.dtype) + ROUNDING * rounding)
         # ReLU units held: one within rounding of zero may differ between routes
         expected = torch.func.jvp(J.block.in_precision(J.dtype).function(), (J.x,), (v,))[1]
         return self.product.check(expected.reshape(self.product.sum.shape).detach(), J.name)

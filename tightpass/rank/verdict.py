@@ -205,7 +205,9 @@ def cross_examined(s: Spectrum) -> tuple[str, ...]:
     """
     checks, floor, null = [], s.floor.total, s.evidence.explanation.null
     if s.evidence.agreement is not None:
-        checks.append(f"blocks against automatic differentiation in forward mode: {s.evidence.agreement:.0e}")
+        checks.append(
+            f"blocks times a random vector against a product that does not form J: {s.evidence.agreement:.0e}"
+        )
     if null is not None:
         if null > s.evidence.arithmetic.bound:
             raise VerificationError(
