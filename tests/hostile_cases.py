@@ -24,8 +24,8 @@ def saturated(dtype: str, each: int) -> Iterator[Case]:
 
 
 def sinks(dtype: str, each: int) -> Iterator[Case]:
-    """All rows of all heads look at token 0 most."""
-    settings = COMMON | {"bias": 3.0}
+    """All rows look at token 0 most."""
+    settings = COMMON | {"bias": 10.0, "heads": 1}
     drawn = (
         Case(**settings, kind="attn", dtype=dtype, seed=seed, entries="normal", scale=0.3, qk=10.0) for seed in count()
     )
@@ -71,7 +71,7 @@ def not_held(dtype: str, each: int) -> Iterator[Case]:
 
 GROUPS = {
     "softmax saturates: q and k weights × 1 to 100": (saturated, 30),
-    "every head looks at token 0": (sinks, 40),
+    "all rows look at token 0": (sinks, 40),
     "pruned units": (pruned, 20),
     "heads all alike": (tied, 25),
     "weights that float32 holds": (held_by_float32, 20),

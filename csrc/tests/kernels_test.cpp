@@ -185,6 +185,33 @@ void test_rows(Index units, Index d, Index n, bool norm, Index offset) {
   }
 }
 
+// Whole numbers, whose sums of products need more bits than a double has, and come out to the last one.
+void test_block_product(Index count, Index m, Index n, bool adjoint) {
+  std::uniform_int_distribution<Index> whole(-(Index(1) << 40), Index(1) << 40), token(0, 2);
+  std::vector<double> blocks, v;
+  std::vector<Index> rows, columns;
+  for (Index i = 0; i < count * m * n; ++i) blocks.push_back(double(whole(generator)));
+  for (Index b = 0; b < count; ++b) rows.push_back(token(generator)), columns.push_back(token(generator));
+  const Index from = adjoint ? m : n, to = adjoint ? n : m;
+  for (Index i = 0; i < 3 * from; ++i) v.push_back(double(whole(generator)));
+  std::vector<double> high(std::size_t(3 * to)), low(std::size_t(3 * to));
+  std::vector<__int128> exact(std::size_t(3 * to));
+  const BlockProduct op{dense<double, 3>(blocks, {count, m, n}), dense<Index, 1>(rows, {count}),
+                        dense<Index, 1>(columns, {count}),       dense<double, 2>(v, {3, from}),
+                        {high.data(), {3, to}, {to, 1}},         {low.data(), {3, to}, {to, 1}},
+                        adjoint};
+  cpu::run(op, 2);
+  for (Index b = 0; b < count; ++b)
+    for (Index i = 0; i < m; ++i)
+      for (Index j = 0; j < n; ++j) {
+        const __int128 a = __int128(blocks[std::size_t((b * m + i) * n + j)]);
+        if (adjoint) exact[std::size_t(columns[b] * n + j)] += a * __int128(v[std::size_t(rows[b] * m + i)]);
+        else exact[std::size_t(rows[b] * m + i)] += a * __int128(v[std::size_t(columns[b] * n + j)]);
+      }
+  for (std::size_t i = 0; i < exact.size(); ++i)
+    expect(__int128(high[i]) + __int128(low[i]) == exact[i], "block_product", high[i], double(exact[i]));
+}
+
 template <class T>
 void test_all() {
   for (Index offset : {0, 1, 5})
@@ -207,6 +234,11 @@ void test_all() {
 int main() {
   test_all<float>();
   test_all<double>();
+  for (bool adjoint : {false, true}) {
+    test_block_product(1, 1, 1, adjoint);
+    test_block_product(3, 5, 17, adjoint);
+    test_block_product(4, 37, 130, adjoint);
+  }
   bool thrown = false;
   try {
     cuda::run(NormRight<float>{}, nullptr);
