@@ -177,7 +177,7 @@ def bound(E: Difference, energy: float) -> Bound:
     columns = math.prod(E.columns)
     rounding = E.exact.rounding(math.sqrt(energy))
     if columns <= WHOLE:
-        return Bound(norm2(E.whole()) + rounding, "all of it", 0.0)
+        return Bound((1 + SPARE) * norm2(E.whole()) + rounding, "all of it", 0.0)
     k = steps(columns)
     size = math.sqrt(2) * (1 + SPARE) * lanczos_norm(E, k) + rounding
     return Bound(size, f"{k} steps of Lanczos from a random start, times √2", CHANCE)

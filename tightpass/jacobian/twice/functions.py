@@ -171,7 +171,7 @@ def gelu(z: Pair) -> tuple[Pair, Pair]:
 def gelu_tanh(z: Pair) -> tuple[Pair, Pair]:
     """z/2·(1 + tanh(√(2/π)·(z + 0.044715 z³))) = z·logistic of twice that."""
     square, c = z * z, 0.044715
-    root = like("sqrt(2/pi)", z.hi)
+    root = math.sqrt(2.0 / math.pi)  # rounded, as a weight is: it is the number that the model has
     inner = (z + square * z * c) * root
     gate = logistic(inner.scaled(2.0))
     slope = (square * c * 3.0 + 1.0) * root
