@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -226,3 +227,22 @@ def test_a_plan_alone_reads_a_model(tmp_path):
     program += "print(plan(Config.of(model=sys.argv[1], tokens=3)).jobs[-1])"
     done = subprocess.run([sys.executable, "-c", program, saved(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "L02.mlp", done.stderr
+
+
+@pytest.mark.parametrize("text", [["hello there"], b"hello", 5])
+def test_what_is_no_text_is_refused(text):
+    with pytest.raises(tp.InputError, match="must be one string"):
+        tp.block(tp.load_model("demo"), "mlp", layer=1, text=text, tokens=2)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_model_without_a_name(name):
+    with pytest.raises(tp.InputError, match="no name"):
+        tp.load_model(name)
+
+
+def test_paths_and_types_are_taken_for_what_they_name(tmp_path):
+    opt().save_pretrained(tmp_path)
+    model = tp.load_model(tmp_path, dtype=np.float32)
+    assert model.dtype is torch.float32
+    assert model.name == str(tmp_path)

@@ -237,7 +237,7 @@ def test_hooks_are_removed_even_if_the_forward_pass_fails(small_opt):
             lambda: tp.block(tp.load_model(bert()), "head", layer=0, head=5, token_ids=IDS),
             r"layer 0 of .* has heads 0..4, got 5",
         ),
-        (lambda: tp.block(tp.load_model(bert()), "head", layer=0, token_ids=IDS), "a head is needed"),
+        (lambda: tp.block(tp.load_model(bert()), "head", layer=0, token_ids=IDS), "needs one head"),
         (lambda: tp.block(tp.load_model(bert()), "mlp", token_ids=IDS), "a layer is needed"),
         (
             lambda: tp.block(tp.load_model(bert()), "model", layer=0, token_ids=IDS),

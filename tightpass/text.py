@@ -27,7 +27,11 @@ def read(path: str) -> str:
 
 
 def check(text: str, name: str) -> None:
-    """Raises InputError for half of a surrogate pair, which is no character and has no tokens."""
+    """Raises InputError for what is no text, and for half of a surrogate pair, which is no character and has no tokens."""
+    if not isinstance(text, str):
+        raise InputError(
+            f"the {name} must be one string, got {type(text).__name__}; several texts go one by one, or to prompts"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -285,7 +285,7 @@ def check_options(model: Model, options: Options) -> None:
     if layer is not None and not 0 <= layer < count:
         raise InputError(f"{model.name} has layers 0..{count - 1}, got {layer}")
     if (kind == "head") != (head is not None):
-        raise InputError("a head is needed for block `head`, and for no other")
+        raise InputError("block `head` needs one head, such as head=0; no other block has one")
     if head is not None and layer is not None and not 0 <= head < (heads := model.heads(layer)):
         raise InputError(f"layer {layer} of {model.name} has heads 0..{heads - 1}, got {head}")
     if kind == "layer" and not options.norm:

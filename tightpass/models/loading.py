@@ -114,6 +114,10 @@ def demo_directory() -> Path:
 
 def locate(name: str) -> Source:
     """Resolves an alias, a directory or a Hub id. Raises InputError for none of them."""
+    if not name.strip():
+        raise InputError(
+            "the model has no name; give one of `tightpass models`, a local directory, or a Hub id OWNER/NAME"
+        )
     if name == "demo":
         return Source("demo", str(demo_directory()), is_local=True)
     if name in ALIASES:
@@ -213,7 +217,7 @@ def _faulty_files(source: Source) -> str:
 
 def check_dtype(dtype: str) -> torch.dtype:
     """The torch dtype of a name. Raises InputError: half precision cannot carry a rank."""
-    dtype = str(dtype).removeprefix("torch.")
+    dtype = (dtype.__name__ if isinstance(dtype, type) else str(dtype)).removeprefix("torch.")
     if dtype in DTYPES:
         return DTYPES[dtype]
     reason = " (too coarse to tell a small singular value from noise)" if "16" in dtype else ""
@@ -269,6 +273,7 @@ def load_model(
         raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     if isinstance(model, nn.Module):
         return _adopt(model, torch_dtype, torch_device)
+    model = str(model) if isinstance(model, Path) else model
     if not isinstance(model, str):
         raise InputError(f"model must be a name, a directory or a Hugging Face model, got {type(model).__name__}")
     source = locate(model)
@@ -363,14 +368,17 @@ def _some(keys: list[str]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers, which are left as they were."""
+    """Without the progress bars and the advice of transformers, which are left as they were: what is wrong with a file is said
+    in an error of our own."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
