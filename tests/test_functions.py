@@ -163,3 +163,17 @@ def test_a_transposed_jacobian_is_an_operand():
     assert found.U.shape == (14, 3)
     v = np.ones(10)
     assert np.allclose(J.T.matvec(v), J.dense().numpy().T @ v)
+
+
+@pytest.mark.parametrize(
+    "given", [{"method": "topk", "k": "a"}, {"method": "topk", "k": 1.5}, {"vectors": "x"}, {"vectors": 1.5}]
+)
+def test_counts_are_whole_numbers(given):
+    with pytest.raises(tp.InputError, match="whole number"):
+        tp.spectrum(tp.jacobian(lambda x: 2 * x, torch.ones(2, 3, dtype=torch.float64)), **given)
+
+
+@pytest.mark.parametrize("structure", ["Dense", 3, tp.Dense])
+def test_a_structure_is_one_of_three(structure):
+    with pytest.raises(tp.InputError, match="structure must be"):
+        tp.jacobian(lambda x: 2 * x, torch.ones(2, 3, dtype=torch.float64), structure=structure)

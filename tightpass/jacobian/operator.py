@@ -362,6 +362,8 @@ def jacobian(
             raise InputError("a block brings its own x and structure; give jacobian(block) alone")
         held = replace(fn, x=fn.x.clone())  # as functions' points are: the caller may change its own afterwards
         return Jacobian(held.function(), held.x, held.structure, block=held, memory=memory)
+    if structure is not None and not isinstance(structure, Structure):
+        raise InputError(f"structure must be BlockDiagonal(), BlockLowerTriangular() or Dense(), got {structure!r}")
     if x is None:
         raise InputError("jacobian(fn, x) of a function needs the point x, a (tokens, d) tensor")
     return Jacobian(fn, x, structure, memory=memory)

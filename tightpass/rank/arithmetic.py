@@ -31,7 +31,7 @@ NAME = "model arithmetic"
 RATIO = 2.0**-29
 """The rounding unit of float64 over that of float32."""
 SAFETY = 4.0
-"""Times the scaled float32 error: against extended precision it was 0.8 to 2.2 times the true one (docs/trust.md)."""
+"""Times the scaled float32 error: of ordinary blocks it was 0.8 to 2.2 times the true one (decision 009)."""
 WHOLE = 128
 """Up to as many columns E is formed, and its norm is certain."""
 CHANCE = 1e-4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from tightpass.errors import InputError
 from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.written import Written
@@ -24,6 +26,8 @@ def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0, k: int | None 
     check_method(method)
     if not isinstance(J, Jacobian):
         raise InputError(f"spectrum expects the result of tightpass.jacobian, got {type(J).__name__}")
+    if isinstance(vectors, bool) or not isinstance(vectors, int | np.integer):
+        raise InputError(f"vectors must be a whole number, got {vectors!r}")
     if vectors < 0:
         raise InputError(f"vectors must be at least 0, got {vectors}")
     check_k(method, k, vectors)

@@ -232,6 +232,8 @@ def check_k(method: str, k: int | None, vectors: int) -> None:
         return
     if method != "topk":
         raise InputError(f"k is how many values method topk finds; method {method} finds all of them")
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise InputError(f"k must be a whole number, got {k!r}")
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
     if vectors > k:
