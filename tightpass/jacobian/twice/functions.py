@@ -23,11 +23,18 @@ PLAIN = 20
 """Terms of Taylor's series from which on they are so small that plain numbers do."""
 
 
-@lru_cache(maxsize=32)
-def constant(expression: str) -> tuple[float, float]:
-    """A number that mpmath knows, such as "log(2)", as two float64 numbers."""
+CONSTANTS: dict[str, Callable[[], Any]] = {
+    "log(2)": lambda: mpmath.log(2),
+    "sqrt(2)/2": lambda: mpmath.sqrt(2) / 2,
+    "sqrt(2*pi)": lambda: mpmath.sqrt(2 * mpmath.pi),
+}
+
+
+@lru_cache(maxsize=len(CONSTANTS))
+def constant(name: str) -> tuple[float, float]:
+    """A number as two float64 numbers."""
     with mpmath.workdps(DIGITS):
-        return _two(eval(expression, {"__builtins__": {}}, {"log": mpmath.log, "sqrt": mpmath.sqrt, "pi": mpmath.pi}))
+        return _two(CONSTANTS[name]())
 
 
 def _two(value: Any) -> tuple[float, float]:
@@ -35,8 +42,8 @@ def _two(value: Any) -> tuple[float, float]:
     return high, float(value - high)
 
 
-def like(expression: str, x: Tensor) -> Pair:
-    high, low = constant(expression)
+def like(name: str, x: Tensor) -> Pair:
+    high, low = constant(name)
     return Pair(x.new_tensor(high), x.new_tensor(low))
 
 
