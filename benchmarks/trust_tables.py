@@ -16,7 +16,7 @@ def trust() -> dict[str, Any]:
 ROUTE_NAMES = {
     "exact": "all values, E formed",
     "lanczos": "all values, ‖E‖₂ by Lanczos",
-    "scaled": "all values, J in the other precision (unknown pieces)",
+    "perturbed": "all values, perturbed computations (unknown pieces)",
     "topk": "leading values by products",
 }
 

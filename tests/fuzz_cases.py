@@ -238,7 +238,24 @@ def token_ids(c: Case) -> list[int]:
     return [int(i) for i in np.random.default_rng(c.seed + 1).integers(0, VOCABULARY, c.tokens)]
 
 
-# ---- functions of users, written once: `of` is torch, or the oracle's `Exact`
+# ---- functions of users, written once: `of` is `Torch`, or the oracle's `Exact`
+
+
+class Torch:
+    """The functions that a user's function may call."""
+
+    tanh, sin, abs, relu, sigmoid, reciprocal, exp = map(
+        staticmethod, (torch.tanh, torch.sin, torch.abs, torch.relu, torch.sigmoid, torch.reciprocal, torch.exp)
+    )
+    gelu = staticmethod(nn.functional.gelu)
+
+    @staticmethod
+    def softmax(z: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(z, -1)
+
+    @staticmethod
+    def normed(z: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(z, z.shape[-1:])
 
 
 @dataclass(frozen=True)
@@ -260,6 +277,12 @@ FUNCTIONS = {
     "gated": UserFunction(lambda of, x, A, B, M: (x @ A) * of.sigmoid(x @ A)),
     "sine": UserFunction(lambda of, x, A, B, M: of.sin(x) @ A),
     "rational": UserFunction(lambda of, x, A, B, M: x * of.reciprocal(x * x + 1)),
+    "gelu": UserFunction(lambda of, x, A, B, M: of.gelu(x @ A) @ B),
+    "softmax": UserFunction(lambda of, x, A, B, M: of.softmax(x @ A) @ B),
+    "normed": UserFunction(lambda of, x, A, B, M: of.normed(x) @ A),
+    "two norms": UserFunction(lambda of, x, A, B, M: of.tanh(of.normed(of.normed(x) @ A)) @ B),
+    "bell": UserFunction(lambda of, x, A, B, M: of.exp((x @ A) * (x @ A) * -1.0)),
+    "attention": UserFunction(lambda of, x, A, B, M: of.softmax(M @ (x @ A)) * of.sigmoid(M @ (x @ A)) @ B, EVERY),
     "mixing": UserFunction(lambda of, x, A, B, M: M @ of.tanh(x @ A), EVERY),
     "mixing linear": UserFunction(lambda of, x, A, B, M: M @ (x @ A) @ B, EVERY),
     "causal": UserFunction(
@@ -277,7 +300,7 @@ class Given:
     weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.apply(torch, x, *(w.to(x.dtype) for w in self.weights))
+        return self.apply(Torch, x, *(w.to(x.dtype) for w in self.weights))
 
 
 def function(c: Case) -> Given:
@@ -289,7 +312,7 @@ def function(c: Case) -> Given:
     if c.kind == "causal":
         M = np.tril(M)
     x = integers(rng, c.tokens, c.width) if c.entries in ("integers", "signs") else normal(rng, c.tokens, c.width)
-    x = x + c.mean * (c.kind in ("linear", "square", "relu", "absolute", "rational"))
+    x = x + c.mean * (c.kind in ("linear", "square", "relu", "absolute", "rational", "normed", "two norms"))
     dtype = DTYPES[c.dtype]
     return Given(of.apply, torch.from_numpy(x).to(dtype), tuple(torch.from_numpy(w).to(dtype) for w in (A, B, M)))
 

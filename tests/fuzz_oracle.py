@@ -138,10 +138,30 @@ def relu(z: Dual) -> Dual:
     return z.through(z.value * active, active)
 
 
+def exponential(z: Dual) -> Dual:
+    value = exp(z.value)
+    return z.through(value, value)
+
+
+def softmax(z: Dual) -> Dual:
+    a = exp(z.value - z.value.max(-1, keepdims=True))
+    a = a / a.sum(-1, keepdims=True)
+    return Dual(a, a * (z.slope - (a * z.slope).sum(-1, keepdims=True)))
+
+
+def normed(z: Dual) -> Dual:
+    """A LayerNorm without weights, as torch has it by default."""
+    centred = z - z.mean()
+    variance = (centred * centred).mean()
+    root = inverse_root(variance.value + mpf(1e-5))
+    return centred * variance.through(root, -(root**3) / 2)
+
+
 class Exact:
     """The functions of torch that a user's function may call."""
 
     tanh, sin, abs, relu, sigmoid, reciprocal = map(staticmethod, (tanh_of, sine, absolute, relu, sigmoid, reciprocal))
+    exp, gelu, softmax, normed = map(staticmethod, (exponential, gelu, softmax, normed))
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_new": gelu_new, "silu": silu, "tanh": tanh_of}

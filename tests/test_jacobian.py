@@ -153,7 +153,7 @@ def test_any_function_of_a_tokens_by_width_tensor(tokens, d, rows, columns):
     assert torch.equal(J.dense(), W)
     S = tp.spectrum(J, vectors=1)
     assert np.allclose(S.values, torch.linalg.svdvals(W).numpy(), atol=1e-12)
-    assert S.floor.parts[0].method.startswith("assumed")
+    assert S.floor.parts[0].method.startswith("estimated")
 
 
 def test_a_false_structure_is_found_out():

@@ -16,7 +16,6 @@ import tightpass as tp
 from tightpass.jacobian.twice.block import twice
 from tightpass.models.blocks import Block
 from tightpass.rank import arithmetic
-from tightpass.rank.evidence import in_other_precision
 from tightpass.rank.floor import Floor
 from tightpass.rank.verdict import Spectrum
 from tightpass.spectra.refine import reference_values
@@ -52,24 +51,25 @@ def truth(name: str, kind: str, dtype: str, tokens: int) -> Truth:
     return Truth(block, float(np.linalg.norm(E, 2)), reference_values(rounded).values)
 
 
-ROUTES = ("exact", "lanczos", "scaled", "topk")
+ROUTES = ("exact", "lanczos", "perturbed", "topk")
 
 
 def spectrum(block: Block, route: str) -> Spectrum:
-    """By a route of the floor: E formed; its norm by Lanczos, as of a large J; J in the other precision, as of unknown pieces."""
+    """By a route of the floor: E formed; its norm by Lanczos, as of a large J; perturbed computations, as of unknown
+    pieces."""
     J = tp.jacobian(block)
     if route == "topk":
         return tp.spectrum(J, method="topk", k=TOPK)
     found = tp.spectrum(J)
     if route == "exact":
         return found
-    written, energy = list(J.panels()), found.evidence.energy
+    written = list(J.panels())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arithmetic, "WHOLE", 0)
         if route == "lanczos":
-            part = arithmetic.measured(J, lambda: iter(written), twice(block), energy)
+            part = arithmetic.measured(J, lambda: iter(written), twice(block))
         else:
-            part = arithmetic.scaled(J, lambda: iter(written), in_other_precision(J), energy, block.kind == "mlp")
+            part = arithmetic.estimated(J, lambda: iter(written))
     return replace(found, floor=Floor((part, *found.floor.parts[1:]), found.floor.conventional))
 
 

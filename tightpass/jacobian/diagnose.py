@@ -9,11 +9,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tightpass.errors import InputError
 from tightpass.jacobian.autodiff import Function, Linearisation
+from tightpass.jacobian.perturbed import moved
 from tightpass.jacobian.probe import explained, ratio
 from tightpass.models.differences import ALLOWED, direction, loses_precision, slope_error
 
 SIDED = {"relu": 0.0, "relu_": 0.0, "abs": 0.0, "abs_": 0.0, "threshold": 0.0, "leaky_relu": 0.0, "sign": 0.0}
 """Operations whose derivative jumps, and where."""
+
+
+CANCELS = 4
+"""Times how far a perturbed J is from J: two products of it, each with its own rounding."""
 
 
 class Edges(TorchDispatchMode):
@@ -59,10 +64,7 @@ def check_function(whole: Linearisation) -> str:
             "the derivative at x is not finite (NaN or infinite): a square root of 0, 0/0 or an overflow; move x"
         )
     largest = max(float(pulled.abs().max()), float(pushed.abs().max()))
-    a, b = (side.double() / (largest or 1.0) for side in (pulled, pushed))  # squares may leave the range
-    reach = max(float(b.norm() * w.double().norm()), float(a.norm() * v.double().norm()))
-    apart = abs(float((w.double() * b).sum() - (a * v.double()).sum()))
-    if ratio(apart, reach) > explained(x.dtype) or (largest == 0 and not edges.found and _moves(fn, x, y)):
+    if not _adjoint(whole, pulled, pushed, v, w) or (largest == 0 and not edges.found and _moves(fn, x, y)):
         raise InputError(f"no Jacobian of this function: {diagnosis(whole) or WHO_KNOWS}")
     if x.dtype == torch.float64 and loses_precision(fn, x) and _narrows(fn, x):
         raise InputError(f"no Jacobian of this function: {LOWER}")
@@ -72,6 +74,19 @@ def check_function(whole: Linearisation) -> str:
         if seen
         else "one-sided derivatives were not checked: no relu, abs or clamp at its edge was seen, other operations may have one"
     )
+
+
+def _adjoint(
+    whole: Linearisation, pulled: torch.Tensor, pushed: torch.Tensor, v: torch.Tensor, w: torch.Tensor
+) -> bool:
+    """Whether w·(J v) = (Jᵀ w)·v but for rounding: of the products, or, where J cancels, of what they are made of."""
+    largest = max(float(pulled.abs().max()), float(pushed.abs().max())) or 1.0
+    a, b = (side.double() / largest for side in (pulled, pushed))  # squares may leave the range
+    reach = max(float(b.norm() * w.double().norm()), float(a.norm() * v.double().norm()))
+    apart = abs(float((w.double() * b).sum() - (a * v.double()).sum()))
+    if ratio(apart, reach) <= explained(whole.x.dtype):
+        return True
+    return apart * largest <= CANCELS * moved(whole) * float(v.double().norm()) * float(w.double().norm())
 
 
 LOWER = "it computes in a lower precision inside (float32 within float64); give it x in float32, or make it keep its input's"

@@ -107,6 +107,11 @@ class Jacobian:
             return "automatic differentiation"
         return f"closed form, kernels: {native.description(self.device.type)}"
 
+    @property
+    def differentiated(self) -> Linearisation:
+        """Automatic differentiation of the same function, whatever products use."""
+        return self._whole
+
     def diagnosis(self) -> str:
         """Why blocks of a function's Jacobian, in reverse mode, and products, in forward mode, disagree; in words."""
         return diagnosis(self._whole) or WHO_KNOWS

@@ -15,8 +15,7 @@ from tightpass.jacobian.probe import WrittenProduct, explained, ratio
 from tightpass.jacobian.twice.block import Twice, twice
 from tightpass.jacobian.twice.pair import of
 from tightpass.kernels import ops
-from tightpass.kernels.ops import dtype_name
-from tightpass.rank.arithmetic import Panels, assumed, measured, scaled
+from tightpass.rank.arithmetic import Panels, estimated, measured
 from tightpass.rank.bounds import Bound, input_null, structural_bounds, units
 from tightpass.rank.explain import Explanation, by_distance, by_head
 from tightpass.rank.floor import Part
@@ -106,18 +105,12 @@ def collect(J: Jacobian, keep: Callable[[Panel], None], stored: Panels) -> Evide
     agreement = tally.agreement(exact)
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
-        part = assumed(energy, dtype_name(J.dtype))
+        part = estimated(J, again.panels)
         return Evidence(energy, part, (size,), 0, None, J.route, False, agreement, explanation)
-    shadow = in_other_precision(J)
-    if exact is not None:
-        arithmetic = measured(J, again.panels, exact, energy)
-    else:
-        arithmetic = scaled(J, again.panels, shadow, energy, J.block.kind == "mlp")
-    assert shadow.block is not None
-    found = units(J.block, shadow.block)
+    found = units(J.block, J.block.in_precision(OTHER[J.dtype]))
     return Evidence(
         energy=energy,
-        arithmetic=arithmetic,
+        arithmetic=estimated(J, again.panels) if exact is None else measured(J, again.panels, exact),
         bounds=structural_bounds(J.block, found),
         kinks=found.kinks,
         active=found.active,
@@ -127,13 +120,6 @@ def collect(J: Jacobian, keep: Callable[[Panel], None], stored: Panels) -> Evide
         saturated=0 if exact is None else exact.saturated,
         undecided=found.undecided,
     )
-
-
-def in_other_precision(J: Jacobian) -> Jacobian:
-    """The Jacobian of the same block at the same x and activation pattern."""
-    assert J.block is not None
-    other = J.block.in_precision(OTHER[J.dtype])
-    return Jacobian(other.function(), other.x, other.structure, block=other, memory=J.memory)
 
 
 class _Again:

@@ -18,7 +18,8 @@ CONFIDENCE = {
     CERTAIN: "a theorem, applied to all that there is",
     PROBED: "fails for at most one in a thousand draws of the random vectors, whatever the error is; "
     "the draw is the same every time, so this holds for matrices that were chosen without knowledge of it",
-    CALIBRATED: "measured in another precision and scaled; the factor 4 was checked against extended precision",
+    CALIBRATED: "estimated: computed again with every operation perturbed by its rounding; the factor 2 was checked against "
+    "hundreds of digits",
     SAMPLED: "the worst of a random sample, with a margin; the method says how many were drawn",
     ASSUMED: "not measured: a conservative model",
 }

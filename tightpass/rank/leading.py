@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.twice.block import twice
-from tightpass.kernels.ops import dtype_name
 from tightpass.kernels.reference_svd import on_host
-from tightpass.rank.arithmetic import assumed, measured_along, norm2, scaled_along
+from tightpass.rank.arithmetic import estimated_along, measured_along, norm2
 from tightpass.rank.bounds import Bound, structural_bounds, units
-from tightpass.rank.evidence import Evidence, check_range, in_other_precision
+from tightpass.rank.evidence import OTHER, Evidence, check_range
 from tightpass.rank.explain import Explanation, by_distance, by_head
 from tightpass.rank.floor import Floor, Part, storage
 from tightpass.rank.verdict import Spectrum
@@ -80,21 +79,14 @@ def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
     else:
         energy = _estimated_energy(J) if estimated else J.energy()
     check_range(energy, np.sqrt(energy))
-    dtype = dtype_name(J.dtype)
+    U, Vh = (torch.as_tensor(on_host(side)) for side in (found.U, found.Vh))
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
-        return Evidence(energy, assumed(energy, dtype), (size,), 0, None, J.route, estimated)
-    exact, shadow = twice(J.block), in_other_precision(J)
-    U, Vh = (torch.as_tensor(on_host(side)) for side in (found.U, found.Vh))
-    if exact is not None:
-        arithmetic = measured_along(J, exact, U, Vh, energy)
-    else:
-        arithmetic = scaled_along(J, shadow, U, Vh, energy, J.block.kind == "mlp")
-    assert shadow.block is not None
-    units_found = units(J.block, shadow.block)
+        return Evidence(energy, estimated_along(J, U, Vh), (size,), 0, None, J.route, estimated)
+    exact, units_found = twice(J.block), units(J.block, J.block.in_precision(OTHER[J.dtype]))
     return Evidence(
         energy=energy,
-        arithmetic=arithmetic,
+        arithmetic=estimated_along(J, U, Vh) if exact is None else measured_along(J, exact, U, Vh),
         bounds=structural_bounds(J.block, units_found),
         kinks=units_found.kinks,
         undecided=units_found.undecided,

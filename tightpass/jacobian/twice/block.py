@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from tightpass.jacobian.norm import NoClosedFormError
 from tightpass.jacobian.probe import ratio
-from tightpass.jacobian.twice.maps import MLP, Attention, Chain, Map, Norm, Residual
-from tightpass.jacobian.twice.pair import Pair, of
+from tightpass.jacobian.twice.maps import MLP, Attention, Chain, Linear, Map, Norm, Residual
+from tightpass.jacobian.twice.pair import Pair, of, perturbed
 from tightpass.models.blocks import Block
 from tightpass.models.families import LayerParts
 
 ELEMENTS = 2**21
 """Entries of the widest intermediate of a product: as many columns at once as that allows."""
-RESOLUTION = 2.0**-66
-"""Rounding of the products relative to ‖J‖_F: they carry about 80 bits of the numbers that are summed, .."""
-SPARE = 2.0**10
-""".. which are up to so much larger than what comes out; where they are larger still, their own size counts."""
+DRAWS = 3
+"""Perturbed computations that the rounding of the products is measured by: that all three happen to show less than a
+rounding, which is 2⁸ times smaller than what they are perturbed by, is out of the question."""
+FEW = 128
+"""Up to as many columns the perturbed products are formed whole; beyond, one random vector stands for them."""
 AGREE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """How far the block's own value may be from that of the formulas, relative to it, before they are taken for another function."""
 
 
 class Twice:
-    """J·X and Jᵀ·Y of a block for X (k, T, d) in twice float64's precision; `saturated` softmax rows inside.
-
-    rounding   what these products themselves may be off by, for a J of a known ‖J‖_F
-    """
+    """J·X and Jᵀ·Y of a block for X (k, T, d) in twice float64's precision; `saturated` softmax rows inside."""
 
     def __init__(self, block: Block) -> None:
-        self.map = of_block(block)
+        self.formulas = _Formulas(block)
+        self.map = self.formulas.map()
         attentions = list(_attentions(self.map))
-        # of several layers in a row the product of their sizes would say nothing: RESOLUTION of what comes out has to do
-        self.size = 0.0 if block.kind in ("layer", "model") else self.map.size
         self.saturated = sum(attention.saturated for attention in attentions)
         tokens, heads = block.tokens, max((a.count for a in attentions), default=0)
         self.at_once = max(1, ELEMENTS // (tokens * max(block.width, heads * tokens)))
-
-    def rounding(self, norm: float) -> float:
-        return RESOLUTION * (norm + self.size / SPARE)
 
     def push(self, tangents: Pair) -> Pair:
         return self._in_parts(self.map.push, tangents)
@@ -48,10 +43,40 @@ class Twice:
     def pull(self, cotangents: Pair) -> Pair:
         return self._in_parts(self.map.pull, cotangents)
 
+    @cached_property
+    def rounding(self) -> float:
+        """What these products themselves may be off by, as ‖·‖₂: how far they move where every operation, from the weights
+        on, is perturbed by more than it is rounded."""
+        x = self.formulas.block.x
+        probes = of(_probes(x))
+        plain = self.push(probes)
+        moved = []
+        for seed in range(DRAWS):
+            with torch.no_grad(), perturbed(seed):
+                shaken = self._in_parts(self.formulas.map().push, probes)
+            moved.append(_size((shaken - plain).rounded()))
+        return max(moved)
+
     def _in_parts(self, product: Callable[[Pair], Pair], columns: Pair) -> Pair:
         count = columns.shape[0]
         parts = [product(columns[start : start + self.at_once]) for start in range(0, count, self.at_once)]
         return Pair(torch.cat([part.hi for part in parts]), torch.cat([part.lo for part in parts]))
+
+
+def _probes(x: torch.Tensor) -> torch.Tensor:
+    """All unit tangents (N, T, d) of few, else one of Gaussian numbers, (1, T, d)."""
+    if x.numel() <= FEW:
+        return torch.eye(x.numel(), dtype=torch.float64, device=x.device).view(-1, *x.shape)
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(1, *x.shape, generator=generator, dtype=torch.float64).to(x.device)
+
+
+def _size(moved: torch.Tensor) -> float:
+    """‖·‖₂ of a matrix from its columns, (k, T, d); of a Gaussian vector's image, whose mean square is ‖·‖_F²."""
+    largest = float(moved.abs().max())
+    if not 0 < largest < torch.inf:
+        return largest
+    return largest * float(torch.linalg.matrix_norm((moved / largest).flatten(1), 2))
 
 
 def twice(block: Block) -> Twice | None:
@@ -66,26 +91,63 @@ def twice(block: Block) -> Twice | None:
         return found if ratio(apart, float(y.norm())) <= AGREE[block.x.dtype] else None
 
 
-def of_block(block: Block) -> Map:
-    """Raises NoClosedFormError for a piece without formulas."""
-    x, kind = of(block.x), block.kind
-    patterns = _patterns(block)
-    if kind in ("layer", "model"):
+class _Formulas:
+    """The pieces of a block; its weights are cut into slices once, however often they are put together."""
+
+    def __init__(self, block: Block) -> None:
+        self.block, self.patterns = block, _patterns(block)
+        self.linears: dict[tuple[nn.Module, int | None], Linear] = {}
+
+    def map(self) -> Map:
+        """Raises NoClosedFormError for a piece without formulas."""
+        block = self.block
+        x, kind = of(block.x), block.kind
+        if kind in ("layer", "model"):
+            pieces: list[Map] = []
+            for parts, pattern in zip(block.layers, self.patterns, strict=True):
+                pieces.append(self._layer(parts, x, pattern))
+                x = pieces[-1].y
+            if block.final_norm is not None:
+                pieces.append(Norm(block.final_norm, x))
+            return Chain(*pieces)
+        parts = block.layers[0]
+        norm = parts.mlp_norm if kind == "mlp" else parts.attn_norm
+        inner = _read_through(
+            norm if block.options.norm else None,
+            x,
+            lambda h: self._mlp(parts, h, self.patterns[0]) if kind == "mlp" else self._attention(parts, h),
+        )
+        return Residual(inner, x) if block.options.residual else inner
+
+    def _mlp(self, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> MLP:
+        return MLP(self._linear(parts.up), parts.act, self._linear(parts.down), x, pattern)
+
+    def _attention(self, parts: LayerParts, x: Pair) -> Attention:
+        head = self.block.options.head
+        weights = [self._linear(module) for module in (parts.query, parts.key, parts.value)]
+        causal = self.block.model.family.causal(self.block.model.config)
+        return Attention(weights, self._linear(parts.projection, head, parts.d_head), parts.heads, causal, x, head)
+
+    def _layer(self, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> Map:
+        """x + attention and then + MLP, each read through its norm, or each sum through its own."""
         pieces: list[Map] = []
-        for parts, pattern in zip(block.layers, patterns, strict=True):
-            pieces.append(_layer(block, parts, x, pattern))
+        norms = self.block.model.family.sum_norms(parts.layer, self.block.model.config)
+        for norm, piece, after in (
+            (parts.attn_norm, lambda h: self._attention(parts, h), norms[0]),
+            (parts.mlp_norm, lambda h: self._mlp(parts, h, pattern), norms[1]),
+        ):
+            pieces.append(Residual(_read_through(norm, x, piece), x))
+            if after is not None:
+                pieces.append(Norm(after, pieces[-1].y))
             x = pieces[-1].y
-        if block.final_norm is not None:
-            pieces.append(Norm(block.final_norm, x))
         return Chain(*pieces)
-    parts = block.layers[0]
-    norm = parts.mlp_norm if kind == "mlp" else parts.attn_norm
-    inner = _read_through(
-        norm if block.options.norm else None,
-        x,
-        lambda h: _mlp(parts, h, patterns[0]) if kind == "mlp" else _attention(block, parts, h, block.options.head),
-    )
-    return Residual(inner, x) if block.options.residual else inner
+
+    def _linear(self, module: nn.Module, head: int | None = None, width: int = 0) -> Linear:
+        """A linear layer; of one that reads all heads, what it makes of one."""
+        if (module, head) not in self.linears:
+            inputs = slice(None) if head is None else slice(head * width, (head + 1) * width)
+            self.linears[module, head] = Linear(module, inputs)
+        return self.linears[module, head]
 
 
 def _read_through(norm: nn.Module | None, x: Pair, piece: Callable[[Pair], Map]) -> Map:
@@ -93,30 +155,6 @@ def _read_through(norm: nn.Module | None, x: Pair, piece: Callable[[Pair], Map])
         return piece(x)
     normed = Norm(norm, x)
     return Chain(normed, piece(normed.y))
-
-
-def _mlp(parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> MLP:
-    return MLP(parts.up, parts.act, parts.down, x, pattern)
-
-
-def _attention(block: Block, parts: LayerParts, x: Pair, head: int | None) -> Attention:
-    projections = (parts.query, parts.key, parts.value)
-    return Attention(projections, parts.projection, parts.heads, block.model.family.causal(block.model.config), x, head)
-
-
-def _layer(block: Block, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> Map:
-    """x + attention and then + MLP, each read through its norm, or each sum through its own."""
-    pieces: list[Map] = []
-    norms = block.model.family.sum_norms(parts.layer, block.model.config)
-    for norm, piece, after in (
-        (parts.attn_norm, lambda h: _attention(block, parts, h, None), norms[0]),
-        (parts.mlp_norm, lambda h: _mlp(parts, h, pattern), norms[1]),
-    ):
-        pieces.append(Residual(_read_through(norm, x, piece), x))
-        if after is not None:
-            pieces.append(Norm(after, pieces[-1].y))
-        x = pieces[-1].y
-    return Chain(*pieces)
 
 
 def _patterns(block: Block) -> tuple[torch.Tensor | None, ...]:

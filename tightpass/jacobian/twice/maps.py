@@ -7,7 +7,6 @@ cotangents (k, T, width).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Protocol
@@ -25,20 +24,16 @@ Tensor = torch.Tensor
 
 
 class Map(Protocol):
-    """A function at a point: its value y (T, d_out), and products with its Jacobian.
-
-    size   of the numbers that products are sums of: their rounding is about 2⁻⁸⁰ of it, whatever cancels
-    """
+    """A function at a point: its value y (T, d_out), and products with its Jacobian."""
 
     y: Pair
-    size: float
 
     def push(self, tangents: Pair) -> Pair: ...
     def pull(self, cotangents: Pair) -> Pair: ...
 
 
 class Linear:
-    """W·x + b; some of the output's units, or of the input's, where only those are asked for."""
+    """W·x + b, or of some of the inputs alone."""
 
     def __init__(self, module: nn.Module, inputs: slice = slice(None)) -> None:
         if not isinstance(module, nn.Linear) or not is_plain_linear(module):
@@ -46,7 +41,6 @@ class Linear:
         weight = of(module.weight)[:, inputs]
         self.rows, self.columns = sliced(weight), sliced(weight.mT)
         self.bias = None if module.bias is None else of(module.bias)
-        self.size = float(weight.hi.norm())
 
     def __call__(self, x: Pair) -> Pair:
         y = self.push(x)
@@ -71,7 +65,6 @@ class Norm:
         self.gamma = None if module.weight is None else of(module.weight)
         y = self._scaled(self.xhat)
         self.y = y if module.bias is None else y + of(module.bias)
-        self.size = float(self.r.hi.max()) * (1.0 if self.gamma is None else float(self.gamma.hi.abs().max()))
 
     def push(self, tangents: Pair) -> Pair:
         return self._scaled(self._inner(tangents))
@@ -98,8 +91,8 @@ def _less_mean(x: Pair) -> Pair:
 class MLP:
     """down(act(up(x))); `pattern` (T, d_ff) holds the units that are active."""
 
-    def __init__(self, up: nn.Module, act: nn.Module, down: nn.Module, x: Pair, pattern: Tensor | None) -> None:
-        self.up, self.down = Linear(up), Linear(down)
+    def __init__(self, up: Linear, act: nn.Module, down: Linear, x: Pair, pattern: Tensor | None) -> None:
+        self.up, self.down = up, down
         z = self.up(x)
         if pattern is not None:
             self.slope = of(pattern)
@@ -110,7 +103,6 @@ class MLP:
                 raise NoClosedFormError(f"no closed form for {type(act).__name__}")
             value, self.slope = known(z)
         self.y = self.down(value)
-        self.size = self.up.size * float(self.slope.hi.abs().max()) * self.down.size
 
     def push(self, tangents: Pair) -> Pair:
         return self.down.push(self.up.push(tangents) * self.slope)
@@ -120,13 +112,12 @@ class MLP:
 
 
 class Attention:
-    """Σ_h Wo_h·softmax(q_h k_hᵀ/√d_head)·v_h of all heads, or of one."""
+    """Σ_h Wo_h·softmax(q_h k_hᵀ/√d_head)·v_h of all heads, or of one, whose share of the output projection is given."""
 
     def __init__(
-        self, projections: Sequence[nn.Module], output: nn.Module, count: int, causal: bool, x: Pair, head: int | None
+        self, weights: Sequence[Linear], output: Linear, count: int, causal: bool, x: Pair, head: int | None
     ) -> None:
         self.count = count
-        weights = [Linear(module) for module in projections]
         # what all keys, or all values, have in common cancels in J: without it less is rounded
         q, k, v = (self._by_head(part) for part in (weights[0](x), weights[1].push(x), weights[2].push(x)))
         d_head = q.shape[-1]
@@ -142,15 +133,11 @@ class Attention:
         self.a = grown / grown.sum(-1, keepdim=True)  # (H, T, T)
         self.q, self.qT, self.k, self.kT, self.v, self.vT = (sliced(p) for p in (q, q.mT, k, k.mT, v, v.mT))
         self.a_rows, self.aT = sliced(self.a), sliced(self.a.mT)
-        columns = slice(None) if head is None else slice(head * d_head, (head + 1) * d_head)
-        self.output = Linear(output, columns)
+        self.output = output
         o = self._joined(matmul(self.a, self.v))
         if weights[2].bias is not None:
-            o = o + weights[2].bias[columns]
+            o = o + (weights[2].bias if head is None else weights[2].bias[head * d_head : (head + 1) * d_head])
         self.y = self.output.push(o) if head is not None else self.output(o)
-        q_size, k_size, v_size = (float(p.hi.norm(dim=-1).max()) for p in (q, k, v))
-        through_scores = 2 * d_head**-0.5 * v_size * (q_size * weights[1].size + k_size * weights[0].size)
-        self.size = self.output.size * math.sqrt(x.shape[0]) * (weights[2].size + through_scores)
 
     @property
     def saturated(self) -> int:
@@ -199,7 +186,6 @@ class Chain:
 
     def __init__(self, first: Map, *others: Map) -> None:
         self.maps, self.y = (first, *others), (others[-1] if others else first).y
-        self.size = math.prod(piece.size for piece in self.maps)
 
     def push(self, tangents: Pair) -> Pair:
         return reduce(lambda at, piece: piece.push(at), self.maps, tangents)
@@ -212,7 +198,7 @@ class Residual:
     """x + f(x)."""
 
     def __init__(self, inner: Map, x: Pair) -> None:
-        self.inner, self.y, self.size = inner, inner.y + x, 1 + inner.size
+        self.inner, self.y = inner, inner.y + x
 
     def push(self, tangents: Pair) -> Pair:
         return self.inner.push(tangents) + tangents

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tightpass.jacobian.twice.pair import Pair, fast_two_sum, of, renormalised, two_sum
+from tightpass.jacobian.twice.pair import Pair, fast_two_sum, noise, of, renormalised, two_sum
 
 Tensor = torch.Tensor
 BITS = 80
@@ -69,4 +69,8 @@ def matmul(left: Pair, right: Pair | Sliced) -> Pair:
                 high, low = two_sum(total.hi, product)
                 total = Pair(*fast_two_sum(high, low + total.lo))
     assert total is not None
-    return total
+    part = noise(total.hi)
+    if part is None:
+        return total
+    largest = left.hi.abs().amax(-1, keepdim=True) * factor.slices[0].abs().amax(-2, keepdim=True)
+    return renormalised(total.hi, total.lo + part * math.sqrt(factor.depth) * largest)

@@ -6,6 +6,9 @@ Knuth 1969; Hida, Li & Bailey 2001). Torch's operations are rounded one by one, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,31 @@ import torch
 
 Tensor = torch.Tensor
 SPLIT = 2.0**27 + 1
+NOISE = 2.0**-72
+"""Of perturbed arithmetic: far above any rounding of ours (2⁻⁸⁰ in products of matrices), far below float64's."""
+_source: ContextVar[torch.Generator | None] = ContextVar("source of noise", default=None)
+
+
+@contextmanager
+def perturbed(seed: int) -> Iterator[None]:
+    """Inside, every result is off by a random part of about `NOISE` of what it was rounded from.
+
+    How much comes out otherwise bounds what the rounding of the same computation did (Monte Carlo arithmetic, Parker 1997):
+    unlike a second computation with fewer bits, it also shows what cancels where the bits end, as 1 − x̂² does for x̂ = 1.
+    """
+    before = _source.set(torch.Generator().manual_seed(seed))
+    try:
+        yield
+    finally:
+        _source.reset(before)
+
+
+def noise(like: Tensor) -> Tensor | None:
+    """Random parts, a few `NOISE` large; None where nothing is to be perturbed."""
+    source = _source.get()
+    if source is None:
+        return None
+    return torch.randn(like.shape, generator=source, dtype=torch.float64).to(like.device) * NOISE
 
 
 @dataclass(frozen=True)
@@ -43,11 +71,11 @@ class Pair:
     def __add__(self, other: Pair | Tensor | float) -> Pair:
         if not isinstance(other, Pair):
             high, low = two_sum(self.hi, other)
-            return renormalised(high, low + self.lo)
+            return _result(high, low + self.lo)
         high, low = two_sum(self.hi, other.hi)
         high2, low2 = two_sum(self.lo, other.lo)
         high, low = fast_two_sum(high, low + high2)
-        return renormalised(high, low + low2)
+        return _result(high, low + low2)
 
     def __sub__(self, other: Pair | Tensor | float) -> Pair:
         return self + (-other)
@@ -55,9 +83,9 @@ class Pair:
     def __mul__(self, other: Pair | Tensor | float) -> Pair:
         if not isinstance(other, Pair):
             high, low = two_product(self.hi, other)
-            return renormalised(high, low + self.lo * other)
+            return _result(high, low + self.lo * other)
         high, low = two_product(self.hi, other.hi)
-        return renormalised(high, low + (self.hi * other.lo + self.lo * other.hi))
+        return _result(high, low + (self.hi * other.lo + self.lo * other.hi))
 
     def __truediv__(self, other: Pair | Tensor | float) -> Pair:
         if not isinstance(other, Pair):
@@ -117,6 +145,12 @@ def fast_two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def renormalised(a: Tensor, b: Tensor) -> Pair:
     return Pair(*fast_two_sum(a, b))
+
+
+def _result(high: Tensor, low: Tensor) -> Pair:
+    """What an operation gives, perturbed where that is asked for."""
+    part = noise(high)
+    return renormalised(high, low if part is None else low + high * part)
 
 
 def two_product(a: Tensor, b: Tensor | float) -> tuple[Tensor, Tensor]:
