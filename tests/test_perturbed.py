@@ -51,7 +51,7 @@ def test_a_plain_function_moves_by_a_few_roundings(dtype, shape):
 
 
 def test_what_is_exact_does_not_move():
-    for f in (torch.relu, lambda x: x.flip(0), lambda x: x.abs().T, lambda x: x[1:].clone()):
+    for f in (torch.relu, lambda x: x.flip(0), lambda x: x.roll(1, 0), lambda x: x[1:].clone()):
         J = tp.jacobian(f, x_of(4, 3))
         assert moved(J.differentiated) == 0
         assert tp.spectrum(J).floor.parts[0].bound == 0

@@ -28,7 +28,7 @@ EXACT = frozenset(
     arange empty empty_like eye full full_like new_empty new_full new_ones new_zeros ones ones_like scalar_tensor zero zeros
     zeros_like _efficientzerotensor
     abs amax amin argmax argmin ceil clamp clamp_max clamp_min floor hardtanh hardtanh_backward isfinite isinf isnan
-    max maximum min minimum neg relu round sign threshold threshold_backward trunc
+    max maximum min minimum neg relu round sgn sign threshold threshold_backward trunc
     """.split()  # noqa: SIM905 - to be read
 )
 """Operations that round nothing."""
