@@ -455,7 +455,7 @@ def _verify_single(opened: Run) -> list[str]:
         s = record.spectrum
         path = shard_path(opened.directory, s.name)
         if s.partial:
-            check_leading(s.values, s.evidence.energy, s.evidence.estimated)
+            check_leading(s.values, s.evidence.most_energy)
         else:
             check_values(s.values, s.evidence.energy, s.values.shape)
         results.check_derived(opened.directory / "results.h5", s)

@@ -369,12 +369,22 @@ class ClosedAttention:
         """‖J‖_F² without J."""
         return float(self.block_energies().sum())
 
+    def energy_reach(self) -> float:
+        """What ‖J‖_F² is made of before anything cancels: its rounding is relative to this."""
+        return float(self._energies[1].sum())
+
     def block_energies(self) -> torch.Tensor:
         """‖J_ts‖_F² of all blocks, (T, T) float64: off the diagonal from traces of d_head × d_head products; the T diagonal
         blocks are formed. With rotary positions a row of blocks at a time is formed instead.
         """
+        return self._energies[0]
+
+    @cached_property
+    def _energies(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`block_energies`, and their terms' sizes."""
         if self.heads.rotation is not None:
-            return torch.stack([self._row_energies(t) for t in range(self.tokens)])
+            formed = torch.stack([self._row_energies(t) for t in range(self.tokens)])
+            return formed, formed
         W = self.heads.double()
         Wo = W.Wo.transpose(0, 1)  # (H, d_out, d_head)
         P = Wo @ W.Wv
@@ -385,17 +395,18 @@ class ClosedAttention:
             values=(Wo @ W.v.mT).transpose(0, 1),
             rest=(Wo @ self.rest.double().mT).transpose(0, 1),
         )
-        e = torch.zeros(self.tokens, self.tokens, dtype=torch.float64, device=self.a.device)
+        e, terms = torch.zeros(2, self.tokens, self.tokens, dtype=torch.float64, device=self.a.device)
         for t in range(self.tokens):
             n = self._columns(t)
-            e[t, :n] = self._energies_of_row(pieces, t, n)
+            e[t, :n], terms[t, :n] = self._energies_of_row(pieces, t, n)
         if self.norm is not None:
-            e *= self.norm.r.double().square()
+            e, terms = e * self.norm.r.double().square(), terms * self.norm.r.double().square()
         own = [float(self.diagonal_block(t).double().square().sum()) for t in range(self.tokens)]
-        return e.diagonal_scatter(torch.tensor(own, dtype=e.dtype, device=e.device))
+        return e.diagonal_scatter(torch.tensor(own, dtype=e.dtype, device=e.device)).clamp_min(0), terms
 
-    def _energies_of_row(self, pieces: _Energies, t: int, n: int) -> torch.Tensor:
-        """‖w_ts‖_F² of the first n blocks of row t, without the query's term, before the norm's scale: (n,)."""
+    def _energies_of_row(self, pieces: _Energies, t: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """‖w_ts‖_F² of the first n blocks of row t, without the query's term, before the norm's scale: (n,); and with all
+        terms taken as positive."""
         a, K = self.a[:, t, :n].double(), pieces.K[:, t]  # (H, n), (H, d_in)
         top = pieces.values.gather(2, self.top[None, :, t, None].expand(self.d_out, -1, 1))
         Y = a * ((pieces.values[:, :, :n] - top) - pieces.rest[:, :, t : t + 1])  # (d_out, H, n)
@@ -404,11 +415,14 @@ class ClosedAttention:
         e += 2 * torch.einsum("hs,hgs->s", a, torch.einsum("hgo,ogs->hgs", PK, Y))
         YK = torch.einsum("ohs,hg->ogs", Y, K @ K.T)
         e += (YK * Y).sum((0, 1))
+        direct, through = a.T @ pieces.P.norm(dim=(1, 2)), Y.norm(dim=0).T @ K.norm(dim=1)  # of all heads
+        terms = (direct + through).square()
         if self.norm is None:
-            return e
+            return e, terms
         x = self.norm.xhat[:n].double()
         z = torch.einsum("hs,hoi,si->os", a, pieces.P, x) + torch.einsum("ohs,hs->os", Y, K @ x.T)
-        return e - self.norm.squared_shrink().double()[:n] * z.square().sum(0)
+        # z is at most √d·(the above), and shrink at most 2/d
+        return e - self.norm.squared_shrink().double()[:n] * z.square().sum(0), 3 * terms
 
     def _row_energies(self, t: int) -> torch.Tensor:
         row = self.a.new_empty(self._columns(t), self.d_out, self.d_in)

@@ -114,6 +114,19 @@ class ClosedMLP:
         out = at if self.norm is None else self.norm.push(at)
         return out + cotangents if self.residual else out
 
+    def energy_reach(self) -> float:
+        """What ‖J‖_F² is made of before anything cancels: its rounding is relative to this."""
+        G = (self.down.double().T @ self.down.double()).abs().cpu()
+        reach = torch.zeros(self.tokens, dtype=torch.float64)
+        slopes = [branch.slope.double().abs().cpu() for branch in self.branches]
+        weights = [branch.weight.double().cpu() for branch in self.branches]
+        for slope, weight in zip(slopes, weights, strict=True):
+            for other_slope, other in zip(slopes, weights, strict=True):
+                reach += ((slope @ (G * (weight @ other.T).abs())) * other_slope).sum(-1)
+        if self.norm is not None:  # as much again, and as much once more, is subtracted
+            reach = 3 * self.norm.r.double().cpu().square() * reach
+        return 2 * (float(reach.sum()) + self.tokens * self.d_in) if self.residual else float(reach.sum())
+
     def energy(self) -> float:
         """‖J‖_F², from Gram matrices of the weights, without J (float64 sums)."""
         G = (self.down.double().T @ self.down.double()).cpu()

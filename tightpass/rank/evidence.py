@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -43,6 +44,8 @@ class Evidence:
     explanation  where the numbers come from
     saturated    softmax rows, of all heads inside, whose largest weight is below 1 and rounds to 1 in float32
     undecided    `kinks` of each token; None where unknown, as in runs of before, or where there are no such units
+    excess       by how much the true ‖J‖_F may be more than √energy, where J was never formed; None for estimates, and in
+                 runs of before
     """
 
     energy: float
@@ -56,12 +59,21 @@ class Evidence:
     explanation: Explanation = field(default_factory=Explanation)
     saturated: int = 0
     undecided: tuple[int, ...] | None = None
+    excess: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        if self.undecided is None:  # equal to what runs of before have stored
-            del values["undecided"]
+        for name in ("undecided", "excess"):  # equal to what runs of before have stored
+            if values[name] is None:
+                del values[name]
         return values
+
+    @property
+    def most_energy(self) -> float:
+        """What the sum of the squares of leading values may not exceed; an estimate of ‖J‖_F² may be off by a half."""
+        if self.excess is None:
+            return self.energy * (1.5 if self.estimated else 1.001)
+        return 1.001 * float(math.sqrt(self.energy) + self.excess) ** 2
 
     def kinks_of(self, token: int) -> int:
         """Undecided units of one token, at most."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tightpass.jacobian.attention import ClosedAttention
+from tightpass.jacobian.closed import ClosedForm
 from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.twice.block import twice
+from tightpass.kernels.ops import dtype_name
 from tightpass.kernels.reference_svd import on_host
-from tightpass.rank.arithmetic import estimated_along, measured_along, norm2
+from tightpass.rank.arithmetic import estimated_along, frobenius, measured_along, norm2
 from tightpass.rank.bounds import Bound, structural_bounds, units
 from tightpass.rank.evidence import OTHER, Evidence, check_range
 from tightpass.rank.explain import Explanation, by_distance, by_head
 from tightpass.rank.floor import Floor, Part, storage
 from tightpass.rank.verdict import Spectrum
 from tightpass.spectra.krylov import Leading, svds
-from tightpass.spectra.verify import CERTAIN
+from tightpass.spectra.verify import CERTAIN, allowed_energy
 
 DEFAULT_K = 64
 PROBES = 32
@@ -84,9 +88,11 @@ def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
         return Evidence(energy, estimated_along(J, U, Vh), (size,), 0, None, J.route, estimated)
     exact, units_found = twice(J.block), units(J.block, J.block.in_precision(OTHER[J.dtype]))
+    arithmetic = estimated_along(J, U, Vh) if exact is None else measured_along(J, exact, U, Vh)
+    moved = math.sqrt(min(J.shape)) * arithmetic.bound if exact is None else frobenius(J, exact)
     return Evidence(
         energy=energy,
-        arithmetic=estimated_along(J, U, Vh) if exact is None else measured_along(J, exact, U, Vh),
+        arithmetic=arithmetic,
         bounds=structural_bounds(J.block, units_found),
         kinks=units_found.kinks,
         undecided=units_found.undecided,
@@ -94,6 +100,7 @@ def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
         route=J.route,
         estimated=estimated,
         saturated=0 if exact is None else exact.saturated,
+        excess=None if J.form is None else moved + _rounding_of_energy(J.form, energy, min(J.shape), J.dtype),
         explanation=Explanation(
             heads=by_head(J, energy), distances=None if energies is None else by_distance(energies)
         ),
@@ -106,6 +113,11 @@ def _block_energies(J: Jacobian) -> NDArray[np.float64] | None:
         return None
     with torch.no_grad():
         return J.form.block_energies().cpu().numpy()
+
+
+def _rounding_of_energy(form: ClosedForm, energy: float, size: int, dtype: torch.dtype) -> float:
+    """By how much ‖J‖_F may be more than √`energy` for rounding in that, whose terms may cancel."""
+    return math.sqrt(energy + allowed_energy(size, dtype_name(dtype)) * form.energy_reach()) - math.sqrt(energy)
 
 
 def _estimated_energy(J: Jacobian) -> float:

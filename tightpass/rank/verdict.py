@@ -92,14 +92,18 @@ class Spectrum:
         """An upper bound on the sum of the squares of the true singular values that are not known; infinite where ‖J‖_F²
         is an estimate.
 
-        ‖Ĵ‖_F is taken to be right to 16·eps·√N; the true ‖J‖_F is at most ‖Ĵ‖_F + ‖E‖_F, and ‖E‖_F ≤ √N·‖E‖₂.
+        The true ‖J‖_F is at most ‖Ĵ‖_F + ‖E‖_F; in runs of before, ‖Ĵ‖_F was taken to be right to 16·eps·√N and ‖E‖_F to be
+        at most √N times the floor's part.
         """
         if not self.partial:
             return 0.0
         if self.evidence.estimated:
             return float("inf")
-        slack = 1 + allowed_energy(self.size, self.values.dtype)
-        whole = math.sqrt(self.evidence.energy) * slack + math.sqrt(self.size) * self.evidence.arithmetic.bound
+        excess = self.evidence.excess
+        if excess is None:
+            slack = allowed_energy(self.size, self.values.dtype) * math.sqrt(self.evidence.energy)
+            excess = slack + math.sqrt(self.size) * self.evidence.arithmetic.bound
+        whole = math.sqrt(self.evidence.energy) + excess
         known = np.maximum(self.values.astype(np.float64) - self.floor.total, 0)
         return max(whole**2 - math.fsum(known**2), 0.0)
 

@@ -36,6 +36,8 @@ def check_evidence(evidence: Evidence) -> None:
         raise ValueError("bounds: expected at least one")
     if not 0 <= evidence.energy < math.inf:
         raise ValueError(f"energy: expected a finite number ≥ 0, got {evidence.energy}")
+    if evidence.excess is not None and not evidence.excess >= 0:
+        raise ValueError(f"excess: expected a number ≥ 0, got {evidence.excess}")
     if evidence.kinks < 0:
         raise ValueError(f"kinks: expected a count, got {evidence.kinks}")
 
