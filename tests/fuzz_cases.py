@@ -35,6 +35,7 @@ class Case:
     pruned     which units of each MLP are dead: zero rows of W₁ with their bias, zero columns of W₂
     tied       all heads alike
     plain_norm    norms have weight 1 and bias 0
+    lanczos    the floor's ‖E‖₂ is found as that of a large J is
     """
 
     family: str
@@ -64,10 +65,15 @@ class Case:
     plain_norm: bool = False
     structure: str = "Dense"
     method: str = "auto"
+    lanczos: bool = False
 
 
 def case(pick: Pick) -> Case:
     """A random case; `pick` chooses one of a sequence."""
+    return dataclasses.replace(_case(pick), lanczos=pick((False, False, False, True)))
+
+
+def _case(pick: Pick) -> Case:
     family = pick(("opt", "opt", "bert", "bert", "function"))
     tokens, width = pick(SIZES)
     common = {

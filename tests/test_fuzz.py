@@ -56,6 +56,7 @@ def test_the_generator_reaches_every_corner():
         "kind": (*fuzz_cases.BLOCKS, *fuzz_cases.FUNCTIONS),
         "entries": fuzz_cases.ENTRIES,
         "method": ("auto", "topk"),
+        "lanczos": (False, True),
         "qk": (1.0, 100.0),
         "pruned": ("none", "rows", "columns", "both"),
         "structure": ("Dense", "BlockDiagonal", "BlockLowerTriangular"),
