@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tightpass import doors
 from tightpass.errors import InputError, VerificationError
 from tightpass.models.capture import Call, Captured, capture, record
 from tightpass.models.differences import direction, loses_precision, slope_error
@@ -259,7 +260,7 @@ def block(
     options = Options(kind, layer, head, norm, residual)
     check_options(model, options)
     if token_ids is None:
-        ids = tokenize(model, count, text, special, seed).ids
+        ids = tokenize(model, count, text, special, doors.seed(seed)).ids
     else:
         ids = check_ids(model, token_ids)
     return build(capture(model, ids), options)
@@ -369,7 +370,7 @@ def _check_reproduces(made: Block, y: torch.Tensor) -> None:
     with torch.no_grad():
         again = made(made.x)
     if not bool(y.isfinite().all() and again.isfinite().all()):
-        raise InputError(f"{made.name}: the model's own output is not finite there; look at its weights and its input")
+        raise InputError(f"{made.name}: the model's own output is not finite there{_not_finite(made.model.base)}")
     difference = float((again - y).abs().max())
     size = float(y.abs().max())
     if made.kind == "head":  # a difference of two outputs of the projection: its bias takes part in the rounding
@@ -382,6 +383,15 @@ def _check_reproduces(made: Block, y: torch.Tensor) -> None:
             f"{made.name} does not reproduce the model's own output: they differ by "
             f"{difference:.1e}, at most {allowed:.1e} is rounding; the family's row is wrong"
         )
+
+
+def _not_finite(base: nn.Module) -> str:
+    """Which parameters hold numbers that are not finite, in words; the first few by name."""
+    bad = [name for name, parameter in base.named_parameters() if not bool(parameter.isfinite().all())]
+    if not bad:
+        return ", though its weights are: its numbers leave the range of their precision on the way"
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f": NaN or infinity in its weights {', '.join(bad[:3])}{more}; repair the model's files"
 
 
 def _check_derivative(made: Block) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from tightpass import doors
 from tightpass.errors import InputError, VerificationError
 from tightpass.rank.evidence import Evidence
 from tightpass.rank.floor import Floor, storage, svd_part
@@ -82,8 +84,8 @@ class Spectrum:
 
     def rank_at(self, tau: float) -> Rank:
         """The number of true singular values above `tau` (same units as J): interval, flag and confidence."""
-        if not isinstance(tau, Real) or not 0 <= tau <= sys.float_info.max:
-            raise InputError(f"a threshold is a number ≥ 0 within float64's range, got {tau}")
+        if not isinstance(tau, Real) or isinstance(tau, bool) or not 0 <= tau <= sys.float_info.max:
+            raise InputError(f"a threshold is a number ≥ 0 within float64's range, got {doors.shown(tau)}")
         bound, kinks, floor = self.evidence.bounds[0].rank, self.evidence.kinks, self.floor
         return rank_at(self.values, floor.total, float(tau), bound, kinks, self.size, self.rest, floor.confidence)
 
@@ -107,11 +109,13 @@ class Spectrum:
         """The rank at many thresholds: columns tau, lo, hi, flag, confidence.
 
         taus   200 from the floor to beyond σ₁, evenly spaced in their logarithms, if left out
+
+        Raises InputError for what is no threshold.
         """
         if taus is None:
             top = max(2 * float(self.values[0]), 2 * self.floor.total, 1e-300)
             taus = np.geomspace(max(self.floor.total, top * 1e-18), top, 200)
-        ranks = [self.rank_at(float(tau)) for tau in np.atleast_1d(np.asarray(taus, dtype=np.float64))]
+        ranks = [self.rank_at(tau) for tau in _thresholds(taus)]
         columns = ["tau", "lo", "hi", "flag", "confidence"]
         return pd.DataFrame([(r.tau, r.lo, r.hi, r.flag, r.confidence) for r in ranks], columns=columns)
 
@@ -161,6 +165,17 @@ class Spectrum:
         return (
             f"Spectrum({self.name}: rank {self.rank} ({self.rank.words}) of {self.size}, floor {self.floor.total:.1e})"
         )
+
+
+def _thresholds(taus: Any) -> Iterator[Any]:
+    """One threshold or several, one after the other, whatever each of them is. Raises InputError for other shapes."""
+    try:
+        listed = np.asarray(taus)
+    except (TypeError, ValueError, RuntimeError):  # lists of uneven lists; tensors that ask for gradients
+        listed = None
+    if listed is None or listed.ndim > 1:
+        raise InputError(f"thresholds are one number or a list of numbers, got {doors.shown(taus)}")
+    yield from np.atleast_1d(listed)
 
 
 def verdict(
