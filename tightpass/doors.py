@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,15 @@ def path(name: str, value: Any) -> Path:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise InputError(f"{name} {shown(value)} cannot be used as a path: {reason}") from None
     return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """A truth value of Python or NumPy. Raises InputError for anything else."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise InputError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def one_of(value: Any, words: Iterable[str]) -> bool:
+    """Whether a value is one of some words; arrays, which compare entry by entry, are not."""
+    return isinstance(value, str) and value in words

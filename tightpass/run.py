@@ -63,10 +63,9 @@ class Run:
     token_ids: tuple[int, ...]
 
     def __getitem__(self, name: str) -> Spectrum:
-        for record in self.records:
-            if record.spectrum.name == name:
-                return record.spectrum
-        raise InputError(f"{self.directory} has no job {name!r}; it has {', '.join(self.names)}")
+        if doors.one_of(name, self.names):
+            return self.spectra[self.names.index(name)]
+        raise InputError(f"{self.directory} has no job {doors.shown(name)}; it has {', '.join(self.names)}")
 
     @property
     def names(self) -> list[str]:
@@ -95,8 +94,8 @@ class Run:
         return figures.draw(self.spectra, self.title, self.directory)
 
     def shard(self, name: str) -> Shard:
-        """The Jacobian of a job on disk. Raises InputError if it was discarded."""
-        path = shard_path(self.directory, name)
+        """The Jacobian of a job on disk. Raises InputError if there is no such job, or it was discarded."""
+        path = shard_path(self.directory, self[name].name)
         if not path.is_file():
             raise InputError(
                 f"the Jacobian of {name} was not kept in {self.directory} (discard_jacobian, or method topk)"
@@ -128,6 +127,8 @@ def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -
     The same question again continues what is unfinished. Raises InputError for a wrong request,
     DoesNotFitError if it does not fit, VerificationError if a result fails its checks.
     """
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress must be a function of (name, done, total), got {doors.shown(progress)}")
     if isinstance(model, torch.nn.Module):
         check_given(model)
         given = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__

@@ -43,7 +43,7 @@ class Cuts(TorchFunctionMode):
     FIXING = frozenset({"detach", "detach_", "item", "tolist", "numpy", "__float__", "__int__", "__array__"})
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

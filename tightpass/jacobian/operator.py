@@ -68,6 +68,7 @@ class Jacobian:
         check_precision_settings()
         if (
             not isinstance(x, torch.Tensor)
+            or not _is_plain(x)
             or x.ndim != 2
             or x.dtype not in (torch.float32, torch.float64)
             or 0 in x.shape
@@ -401,6 +402,11 @@ def jacobian(
     return Jacobian(fn, x, structure, memory=limit)
 
 
+def _is_plain(x: torch.Tensor) -> bool:
+    """Whether a tensor is dense and has numbers."""
+    return x.layout == torch.strided and not x.is_meta and not x.is_nested
+
+
 def _described(x: Any) -> str:
     """What was given instead of a point, and how to make one of it."""
     if not isinstance(x, torch.Tensor):
@@ -408,6 +414,8 @@ def _described(x: Any) -> str:
         return (
             f"{type(x).__name__}: {f'shape {x.shape}, {x.dtype}' if isinstance(x, np.ndarray) else doors.shown(x)}{how}"
         )
+    if not _is_plain(x):
+        return f"{type(x).__name__} that is sparse, nested or meta; x.to_dense() makes a plain one of a sparse one"
     if x.ndim == 2 and 0 not in x.shape:
         how = "; float32 and float64 are taken: give x.double(), and a function whose weights are in float64 too"
     else:
@@ -431,7 +439,7 @@ def _tensor(X: Any, words: str) -> torch.Tensor:
     if not isinstance(found, torch.Tensor):
         of = f" of {X.dtype}" if isinstance(X, np.ndarray) else ""
         raise InputError(f"{words} expects a real NumPy array or torch tensor, got {type(X).__name__}{of}")
-    if found.layout != torch.strided or found.is_meta or found.is_nested:
+    if not _is_plain(found):
         raise InputError(f"{words} expects a plain dense tensor, got a sparse, nested or meta one")
     return found
 

@@ -80,7 +80,10 @@ class Block:
         return self.x.shape[0]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """y (tokens, width) at any x (tokens, width)."""
+        """y (tokens, width) at any x (tokens, width). Raises InputError for an x of another width or precision."""
+        if not isinstance(x, torch.Tensor) or x.ndim != 2 or x.shape[-1] != self.x.shape[-1] or x.dtype != self.x.dtype:
+            got = f"{tuple(x.shape)}, {x.dtype}" if isinstance(x, torch.Tensor) else doors.shown(x)
+            raise InputError(f"{self.name} expects a (tokens, {self.x.shape[-1]}) tensor of {self.x.dtype}, got {got}")
         return self.function()(x)
 
     def function(self, tokens: slice | None = None) -> Function:
@@ -257,6 +260,9 @@ def block(
         raise InputError("tokens must be an integer, got None")
     if text is not None and token_ids is not None:
         raise InputError("give text or token_ids, not both")
+    norm, residual, special = (
+        doors.flag(name, value) for name, value in (("norm", norm), ("residual", residual), ("special", special))
+    )
     options = Options(kind, layer, head, norm, residual)
     check_options(model, options)
     if token_ids is None:
@@ -271,15 +277,15 @@ def _integer(name: str, value: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise InputError(f"{name} must be an integer, got {value!r}")
+        raise InputError(f"{name} must be an integer, got {doors.shown(value)}")
     return int(value)
 
 
 def check_options(model: Model, options: Options) -> None:
     """Raises InputError unless the model has such a block."""
     kind, layer, head = options.kind, options.layer, options.head
-    if kind not in KINDS:
-        raise InputError(f"unknown block {kind!r}; expected one of {', '.join(KINDS)}")
+    if not doors.one_of(kind, KINDS):
+        raise InputError(f"unknown block {doors.shown(kind)}; expected one of {', '.join(KINDS)}")
     count = len(model.layers)
     if (kind == "model") != (layer is None):
         raise InputError("a layer is needed for every block but `model`, which has none")
@@ -287,7 +293,7 @@ def check_options(model: Model, options: Options) -> None:
         raise InputError(f"{model.name} has layers 0..{count - 1}, got {layer}")
     if (kind == "head") != (head is not None):
         raise InputError("block `head` needs one head, such as head=0; no other block has one")
-    if head is not None and layer is not None and not 0 <= head < (heads := model.heads(layer)):
+    if head is not None and layer is not None and head not in range(heads := model.heads(layer)):
         raise InputError(f"layer {layer} of {model.name} has heads 0..{heads - 1}, got {head}")
     if kind == "layer" and not options.norm:
         raise InputError("a layer always contains its norms; leave out norm=False (--no-norm)")

@@ -248,7 +248,7 @@ def check_k(method: str, k: int | None, vectors: int) -> None:
     if method != "topk":
         raise InputError(f"k is how many values method topk finds; method {method} finds all of them")
     if isinstance(k, bool) or not isinstance(k, int | np.integer):
-        raise InputError(f"k must be a whole number, got {k!r}")
+        raise InputError(f"k must be a whole number, got {doors.shown(k)}")
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
     if vectors > k:
@@ -257,5 +257,5 @@ def check_k(method: str, k: int | None, vectors: int) -> None:
 
 def check_method(method: str) -> None:
     """Raises InputError for an unknown method."""
-    if method not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not doors.one_of(method, METHODS):
+        raise InputError(f"method must be one of {', '.join(METHODS)}, got {doors.shown(method)}")
