@@ -115,7 +115,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1234
         ("config.json", "", r"config.json is empty"),
         ("config.json", "\ufeff{}", r"config.json starts with a byte order mark"),
         ("config.json", "{", r"config.json' is not a valid JSON"),
-        ("config.json", "[1]", "Unrecognized model"),
+        ("config.json", "[1]", r"config.json holds something else than the named fields"),
         ("tokenizer.json", POINTER, r"tokenizer.json is a Git LFS pointer"),
         ("tokenizer.json", '{"hello": 1}', r"cannot read the tokenizer in .* \(tokenizer.json\)"),
         ("tokenizer_config.json", '{"hello', r"cannot read the tokenizer"),
@@ -262,6 +262,16 @@ def test_a_directory_that_is_not_there_is_said(tmp_path, monkeypatch):
     with pytest.raises(tp.InputError) as known:
         tp.load_model("opt-125m")
     assert "no directory" not in str(known.value)
+
+
+def test_token_ids_that_stand_for_no_text_are_said(tmp_path, capsys):
+    options = {"tokens": 2, "layers": "0", "discard_jacobian": True}
+    tp.run(saved(tmp_path / "model"), out=tmp_path / "a", **options)
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/model gets random token ids (seed 0): no tokenizer at hand; the numbers are those of no text\n"
+    )
+    tp.run("demo", out=tmp_path / "b", **options)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_plan_alone_reads_a_model(tmp_path):

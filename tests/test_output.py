@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
 import tightpass as tp
+from tightpass.cli import _print_json
+from tightpass.rank.knee import cliff
 from tightpass.report.figures import draw
 
 COMMAND = [sys.executable, "-m", "tightpass"]
@@ -121,6 +124,20 @@ def test_a_check_that_cannot_be_printed_has_been_made(place):
     done = process("verify", "a", cwd=place, shell=">&-")
     said = b"the results could not be printed (stdout is closed); all checks passed\n"
     assert (done.returncode, done.stderr) == (0, said)
+
+
+def strictly(text):
+    def refuse(word):
+        raise ValueError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_fall_to_nothing_is_null_in_json(capsys):
+    fall = cliff(np.array([1.0, 0.0]), 0.0)
+    assert fall.ratio == float("inf")
+    _print_json({"cliff": vars(fall), "knees": [float("nan")]})
+    assert strictly(capsys.readouterr().out) == {"cliff": vars(fall) | {"ratio": None}, "knees": [None]}
 
 
 # ---- matplotlib's surroundings

@@ -81,8 +81,15 @@ class Block:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """y (tokens, width) at any x (tokens, width). Raises InputError for an x of another width or precision."""
-        if not isinstance(x, torch.Tensor) or x.ndim != 2 or x.shape[-1] != self.x.shape[-1] or x.dtype != self.x.dtype:
-            got = f"{tuple(x.shape)}, {x.dtype}" if isinstance(x, torch.Tensor) else doors.shown(x)
+        if (
+            not isinstance(x, torch.Tensor)
+            or x.is_nested
+            or x.ndim != 2
+            or x.shape[-1] != self.x.shape[-1]
+            or x.dtype != self.x.dtype
+        ):
+            plain = isinstance(x, torch.Tensor) and not x.is_nested
+            got = f"{tuple(x.shape)}, {x.dtype}" if plain else doors.shown(x)
             raise InputError(f"{self.name} expects a (tokens, {self.x.shape[-1]}) tensor of {self.x.dtype}, got {got}")
         return self.function()(x)
 
@@ -155,6 +162,8 @@ class Block:
     def in_precision(self, dtype: torch.dtype) -> Block:
         """The same block at the same x in another precision, ReLU units held at this
         block's activation pattern: a unit that flips is a kink, not an arithmetic error."""
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputError(f"a precision is a floating dtype of torch, got {doors.shown(dtype)}")
         pattern: tuple[torch.Tensor, ...] | None = None
         if self.has_relu_units:
             pattern = tuple((call.y > 0).reshape(self.tokens, -1).to(dtype) for call in self.unit_calls())

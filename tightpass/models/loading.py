@@ -61,7 +61,9 @@ class Model:
 
     def heads(self, layer: int) -> int:
         """How many heads a layer has. Pruned layers have fewer than the configuration says."""
-        return layer_parts(self.layers[layer], self.family, self.config).heads
+        return layer_parts(
+            self.layers[doors.whole("layer", layer, 0, len(self.layers))], self.family, self.config
+        ).heads
 
     @property
     def final_norm(self) -> nn.Module | None:

@@ -84,10 +84,9 @@ class Spectrum:
 
     def rank_at(self, tau: float) -> Rank:
         """The number of true singular values above `tau` (same units as J): interval, flag and confidence."""
-        if not isinstance(tau, Real) or isinstance(tau, bool) or not 0 <= tau <= sys.float_info.max:
-            raise InputError(f"a threshold is a number ≥ 0 within float64's range, got {doors.shown(tau)}")
+        tau = _threshold(tau)
         bound, kinks, floor = self.evidence.bounds[0].rank, self.evidence.kinks, self.floor
-        return rank_at(self.values, floor.total, float(tau), bound, kinks, self.size, self.rest, floor.confidence)
+        return rank_at(self.values, floor.total, tau, bound, kinks, self.size, self.rest, floor.confidence)
 
     @cached_property
     def rest(self) -> float:
@@ -165,6 +164,17 @@ class Spectrum:
         return (
             f"Spectrum({self.name}: rank {self.rank} ({self.rank.words}) of {self.size}, floor {self.floor.total:.1e})"
         )
+
+
+def _threshold(tau: Any) -> float:
+    """As a float. Raises InputError for what is no number ≥ 0 that a float holds."""
+    try:
+        value = float(tau) if isinstance(tau, Real) and not isinstance(tau, bool) else math.nan
+    except OverflowError:  # an integer of that size
+        value = math.inf
+    if not 0 <= value <= sys.float_info.max:
+        raise InputError(f"a threshold is a number ≥ 0 within float64's range, got {doors.shown(tau)}")
+    return value
 
 
 def _thresholds(taus: Any) -> Iterator[Any]:
