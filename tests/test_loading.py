@@ -266,7 +266,9 @@ def test_a_directory_that_is_not_there_is_said(tmp_path, monkeypatch):
 
 def test_token_ids_that_stand_for_no_text_are_said(tmp_path, capsys):
     options = {"tokens": 2, "layers": "0", "discard_jacobian": True}
-    tp.run(saved(tmp_path / "model"), out=tmp_path / "a", **options)
+    saved(tmp_path / "model")
+    capsys.readouterr()
+    tp.run(tmp_path / "model", out=tmp_path / "a", **options)
     assert capsys.readouterr().err == (
         f"{tmp_path}/model gets random token ids (seed 0): no tokenizer at hand; the numbers are those of no text\n"
     )

@@ -64,6 +64,11 @@ class Config(BaseModel):
             return ",".join(str(item) for item in value)
         return str(value) if isinstance(value, int | Path) and not isinstance(value, bool) else value
 
+    @field_validator("model", "text_file", "prompts", mode="before")
+    @classmethod
+    def _of_a_path(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
     @field_validator("tokens", "head", "threads", "k", "vectors", "seed", mode="before")
     @classmethod
     def _no_truth_values(cls, value: Any) -> Any:
