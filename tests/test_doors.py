@@ -165,7 +165,7 @@ REFUSED = {
     **{
         f"seed {seed!r}": (
             lambda t, s=seed: tp.load_model("demo", seed=s),
-            "seed must be a whole number from 0 to 9223",
+            "seed: expected a whole number from 0 to 9223",
         )
         for seed in ("x", 2**70, -1, 1.5, True, None)
     },

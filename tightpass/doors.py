@@ -29,7 +29,7 @@ def whole(name: str, value: Any, least: int = 0, below: int | None = None) -> in
         or value < least
         or not (below is None or value < below)
     ):
-        raise InputError(f"{name} must be a whole number {limits}, got {shown(value)}")
+        raise InputError(f"{name}: expected a whole number {limits}, got {shown(value)}")
     return int(value)
 
 

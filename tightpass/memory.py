@@ -40,7 +40,7 @@ def bytes_of(memory: Any) -> int | None:
     """A number of bytes, or a size in words, as a number; None, for no limit, stays. Raises InputError for anything else."""
     if isinstance(memory, str):
         return parse_bytes(memory)
-    return None if memory is None else doors.whole("memory, in bytes or as 4GiB,", memory, 1)
+    return None if memory is None else doors.whole("memory, in bytes or as 4GiB", memory, 1)
 
 
 def format_bytes(count: float) -> str:
