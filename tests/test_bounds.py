@@ -65,4 +65,5 @@ def test_the_suite_passes_with_the_minimum_versions(tmp_path):
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TIGHTPASS_TEST_CHECKOUT")}
     constrained = {"PIP_CONSTRAINT": str(MINIMUM), "PIP_BUILD_CONSTRAINT": str(MINIMUM), "TIGHTPASS_CUDA": "OFF"}
     subprocess.run([python, "-m", "pip", "install", "-q", ".[test]"], cwd=source, env=kept | constrained, check=True)
-    subprocess.run([python, "-m", "pytest", "-q"], cwd=source, env=kept, check=True)
+    # not `python -m pytest`, which would import the sources instead of what was installed
+    subprocess.run([python.with_name("pytest"), "-q"], cwd=source, env=kept, check=True)

@@ -107,6 +107,54 @@ def test_what_cannot_be_followed_is_named(fn, message):
         tp.spectrum(tp.jacobian(fn, X.clone()))
 
 
+W = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def by_frozen_spread(x):
+    with torch.no_grad():
+        spread = x.std(-1, keepdim=True)
+    return x / spread
+
+
+PARTS_LOST = {
+    "no_grad": by_frozen_spread,
+    "detach": lambda x: x / x.norm(dim=-1, keepdim=True).detach(),
+    "detach, of a sum": lambda x: x @ W + (x**2).detach(),
+    "detach, of a token": lambda x: torch.cat([x[:1].detach() * 2, x[1:] * 3]),
+    "straight through": lambda x: x + (x.round() - x).detach(),
+    "data": lambda x: x * x.data,
+    "item": lambda x: x * float(x.detach().sum()),
+    "inference_mode": lambda x: x + torch.inference_mode()(lambda z: z**2)(x),
+}
+
+
+@pytest.mark.parametrize("fn", PARTS_LOST.values(), ids=PARTS_LOST)
+def test_a_part_without_derivative_is_said(fn):
+    with pytest.raises(InputError, match="a part of its derivative is lost: detach"):
+        tp.jacobian(fn, X.clone())
+
+
+def shifted_softmax(x):
+    weights = torch.exp(x - x.max(-1, keepdim=True).values.detach())
+    return weights / weights.sum(-1, keepdim=True)
+
+
+MEAN = X.mean(-1, keepdim=True)
+
+
+def without_the_first(z):
+    return z - MEAN
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [shifted_softmax, without_the_first, lambda x: x[:, x.detach()[0].argsort()] * 2],
+    ids=["max", "outside", "order"],
+)
+def test_what_is_held_fixed_and_does_not_matter_is_no_loss(fn):
+    assert torch.allclose(tp.jacobian(fn, X).dense(), torch.func.jacrev(fn)(X).reshape(12, 12), rtol=0, atol=1e-14)
+
+
 CONFIG = LlamaConfig(hidden_size=8, intermediate_size=14, num_attention_heads=2, num_hidden_layers=1)
 
 

@@ -189,12 +189,42 @@ def test_wrong_operands_are_named(small_opt, operand, message):
         J @ operand
     with pytest.raises(InputError, match="use matmat"):
         J.matvec(torch.zeros(147, 2, dtype=torch.float64))
-    with pytest.raises(InputError, match=r"matvec expects shape \(147,\), got \(5,\)"):
+    with pytest.raises(InputError, match=r"J @ x expects shape \(147,\), got \(5,\)"):
         J @ np.zeros(5)
     with pytest.raises(InputError, match="got list"):
         J @ [1.0]
     backwards = np.arange(147.0)[::-1]
     assert np.array_equal(J @ backwards, J @ backwards.copy())
+
+
+OPERATIONS = {
+    r"J @ x expects shape \(6,\), got \(5,\)": lambda J: J @ np.zeros(5),
+    r"J @ X expects shape \(6, k\), got \(5, 2\)": lambda J: J @ np.zeros((5, 2)),
+    r"J @ X expects shape \(6,\) or \(6, k\), got \(\)": lambda J: J @ np.array(1.0),
+    r"J.T @ y expects shape \(4,\), got \(5,\)": lambda J: J.T @ np.zeros(5),
+    r"J.T @ Y expects torch.float64, got torch.float32": lambda J: J.T @ torch.zeros(4, 2),
+    r"J.T.matvec expects shape \(4,\), got \(6,\)": lambda J: J.T.matvec(np.zeros(6)),
+    r"J.T.rmatmat expects shape \(6, k\), got \(4, 1\)": lambda J: J.T.rmatmat(np.zeros((4, 1))),
+    r"rmatvec expects .* got list": lambda J: J.rmatvec([1.0]),
+    r"matvec expects shape \(6,\), got \(6, 1\); use matmat": lambda J: J.matvec(np.zeros((6, 1))),
+    r"matmat expects shape \(6, k\), got \(6,\); use matvec": lambda J: J.matmat(np.zeros(6)),
+    r"J @ X expects .* got a masked one": lambda J: J @ np.ma.masked_array(np.zeros((6, 1)), True),
+    r"J @ X expects .* sparse": lambda J: J @ torch.zeros(6, 1, dtype=torch.float64).to_sparse(),
+    r"J @ x expects .* of complex128": lambda J: J @ np.zeros(6, complex),
+}
+
+
+@pytest.mark.parametrize("said", OPERATIONS)
+def test_operations_are_called_what_the_caller_wrote(said):
+    J = tp.jacobian(lambda x: x[:, :2] * 2, torch.ones(2, 3, dtype=torch.float64))
+    with pytest.raises(InputError, match="^" + said):
+        OPERATIONS[said](J)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_points_of_other_precisions_are_told_what_to_become(dtype):
+    with pytest.raises(InputError, match=rf"{dtype}; float32 and float64 are taken: give x.double\(\)"):
+        tp.jacobian(torch.tanh, torch.zeros(2, 3, dtype=dtype))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,8 +113,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1234
         ("model.safetensors", "<!DOCTYPE html><html>", r"model.safetensors is a web page"),
         ("config.json", POINTER, r"config.json is a Git LFS pointer"),
         ("config.json", "", r"config.json is empty"),
+        ("config.json", "\ufeff{}", r"config.json starts with a byte order mark"),
         ("config.json", "{", r"config.json' is not a valid JSON"),
-        ("config.json", "[1]", "Unrecognized model"),
+        ("config.json", "[1]", r"config.json holds something else than the named fields"),
         ("tokenizer.json", POINTER, r"tokenizer.json is a Git LFS pointer"),
         ("tokenizer.json", '{"hello": 1}', r"cannot read the tokenizer in .* \(tokenizer.json\)"),
         ("tokenizer_config.json", '{"hello', r"cannot read the tokenizer"),
@@ -123,6 +125,38 @@ def test_a_file_that_is_something_else_is_named(tmp_path, name, content, message
     (saved(tmp_path) / name).write_text(content, encoding="utf-8")
     with pytest.raises(tp.InputError, match=message):
         tp.load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (["decoder.layers.0.fc1.weight"], r"in its weights decoder.layers.0.fc1.weight; repair"),
+        (
+            [f"decoder.layers.{i}.fc2.bias" for i in (0, 0, 1, 2)],
+            r"layers.0.fc2.bias, .*layers.1.fc2.bias, .*layers.2.fc2.bias; r",
+        ),
+        (
+            [f"decoder.layers.0.{n}.bias" for n in ("fc1", "fc2", "self_attn.k_proj", "self_attn.v_proj")],
+            "and 1 more; r",
+        ),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(broken, said, value):
+    model = opt()
+    for name in broken:
+        with torch.no_grad():
+            model.get_parameter(name)[3] = value
+    with pytest.raises(tp.InputError, match="not finite there: NaN or infinity .*" + said):
+        tp.block(tp.load_model(model), "mlp", layer=0, token_ids=IDS)
+
+
+def test_weights_that_overflow_on_the_way_are_not_blamed_for_it():
+    model = opt()
+    with torch.no_grad():
+        model.decoder.layers[0].fc2.weight.fill_(1e38)
+    with pytest.raises(tp.InputError, match="though its weights are"):
+        tp.block(tp.load_model(model, dtype="float32"), "mlp", layer=0, token_ids=IDS)
 
 
 def test_truncated_and_integer_weights_are_refused(tmp_path):
@@ -216,9 +250,30 @@ def test_a_directory_that_is_not_there_is_said(tmp_path, monkeypatch):
     for name in ("models/opt", "checkpoints/step-100"):
         with pytest.raises(tp.InputError, match=rf"no directory {tmp_path}/{name} either"):
             tp.load_model(name)
+    for name in ("/nonexistent/dir", "./here", "~/nowhere/at/all", "no/such/place"):
+        with pytest.raises(
+            tp.InputError, match=rf"there is no directory {Path(name).expanduser().absolute()}"
+        ) as error:
+            tp.load_model(name)
+        assert "nearest" not in str(error.value)
+    (tmp_path / "a.bin").touch()
+    with pytest.raises(tp.InputError, match="that is a file; give the directory"):
+        tp.load_model(str(tmp_path / "a.bin"))
     with pytest.raises(tp.InputError) as known:
         tp.load_model("opt-125m")
     assert "no directory" not in str(known.value)
+
+
+def test_token_ids_that_stand_for_no_text_are_said(tmp_path, capsys):
+    options = {"tokens": 2, "layers": "0", "discard_jacobian": True}
+    saved(tmp_path / "model")
+    capsys.readouterr()
+    tp.run(tmp_path / "model", out=tmp_path / "a", **options)
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/model gets random token ids (seed 0): no tokenizer at hand; the numbers are those of no text\n"
+    )
+    tp.run("demo", out=tmp_path / "b", **options)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_plan_alone_reads_a_model(tmp_path):

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
 import tightpass as tp
+from tightpass.cli import _print_json
+from tightpass.rank.knee import cliff
 from tightpass.report.figures import draw
 
 COMMAND = [sys.executable, "-m", "tightpass"]
@@ -45,7 +48,7 @@ SLOW = pytest.mark.slow
 SURROUNDINGS = {
     "stdout is ASCII": ({"PYTHONIOENCODING": "ascii"}, "", ""),
     "the C locale": (C_LOCALE, "", ""),
-    "stdout is closed": ({}, ">&-", ""),
+    "stdout is closed": ({}, ">&-", "the results could not be printed (stdout is closed); they are in a"),
     "both are closed": ({}, ">&- 2>&-", ""),
     "stdout is full": ({}, "> /dev/full", "the results could not be printed (No space left on device); they are in a"),
 }
@@ -91,10 +94,50 @@ def test_other_commands_print_what_an_encoding_lets_them(place, arguments):
     assert done.stdout.isascii()
 
 
-def test_a_show_that_cannot_be_printed_is_an_error_in_a_line(place):
-    done = process("show", "a", cwd=place, shell="> /dev/full")
-    assert (done.returncode, done.stderr) == (2, b"error: No space left on device\n")
-    assert process("show", "a", cwd=place, shell=">&-").returncode == 0
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "a"],
+        ["models"],
+        *(
+            pytest.param(command.split(), marks=SLOW)
+            for command in ("show a --json", "compare a a", "doctor", "--help")
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("shell", "reason"),
+    [("> /dev/full", "No space left on device"), (">&-", "stdout is closed")],
+    ids=["full", "closed"],
+)
+def test_what_is_only_printed_and_cannot_be_is_an_error_in_a_line(place, arguments, shell, reason):
+    done = process(*arguments, cwd=place, shell=shell)
+    assert (done.returncode, done.stderr.decode()) == (2, f"error: the output could not be printed: {reason}\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(place):
+    done = process("show", "a", "--values", cwd=place, shell="| head -1")
+    assert (done.stdout.count(b"\n"), done.stderr) == (1, b"")
+
+
+def test_a_check_that_cannot_be_printed_has_been_made(place):
+    done = process("verify", "a", cwd=place, shell=">&-")
+    said = b"the results could not be printed (stdout is closed); all checks passed\n"
+    assert (done.returncode, done.stderr) == (0, said)
+
+
+def strictly(text):
+    def refuse(word):
+        raise ValueError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_fall_to_nothing_is_null_in_json(capsys):
+    fall = cliff(np.array([1.0, 0.0]), 0.0)
+    assert fall.ratio == float("inf")
+    _print_json({"cliff": vars(fall), "knees": [float("nan")]})
+    assert strictly(capsys.readouterr().out) == {"cliff": vars(fall) | {"ratio": None}, "knees": [None]}
 
 
 # ---- matplotlib's surroundings
@@ -154,6 +197,24 @@ def test_a_style_set_in_python_is_left_as_it_was(place, tmp_path):
         assert matplotlib.rcParams["text.usetex"]
         assert matplotlib.rcParams["lines.linewidth"] == 7.0
     assert drawn(tmp_path)
+
+
+def test_a_figure_that_fails_leaves_the_one_before(place, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    draw(tp.open(place / "a").spectra, "title", tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in FIGURES}
+    whole = Figure.savefig
+
+    def half(figure, path, **options):
+        whole(figure, path, **options)
+        path.write_bytes(path.read_bytes()[:1000])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="full"):
+        draw(tp.open(place / "a").spectra, "another title", tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_figures_that_cannot_be_written_are_said_and_cost_nothing(tmp_path, capsys):

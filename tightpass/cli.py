@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -118,11 +118,16 @@ def guarded(act: Callable[[], None], debug: bool = False) -> None:
             raise
         if error.filename is None:  # not of a file, but of stdout
             give_up_stdout()
-        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 2)
+            _fail(_unprinted(error), 2)
+        _fail(f"{error.strerror or error}: {error.filename}", 2)
     except KeyboardInterrupt:
         if debug:
             raise
         _fail("interrupted; the same command continues where this one stopped", InterruptedRunError.exit_code)
+
+
+def _unprinted(error: OSError) -> str:
+    return f"the output could not be printed: {error.strerror or error}"
 
 
 def _fail(message: str, code: int) -> None:
@@ -149,18 +154,16 @@ def run_command(config: Config, as_json: bool) -> None:
 
     start = time.perf_counter()
     interrupted = remembered_interrupts()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("loading", total=None)
+    with progress_bar() as advance:
 
         def show(name: str, done: int, total: int) -> None:
             if interrupted:
                 raise KeyboardInterrupt
-            bar.update(task, description=name, completed=done, total=total)
+            advance(name, done, total)
 
         finished = answer(config, show)
     seconds = time.perf_counter() - start
-    with printing_of(finished.directory):
+    with printing_of(f"they are in {finished.directory}"):
         if as_json:
             asked = {"directory": str(finished.directory), "question": finished.config.question(), "seconds": seconds}
             _print_json(asked | _document(finished))
@@ -172,8 +175,22 @@ def run_command(config: Config, as_json: bool) -> None:
 
 
 @contextmanager
-def printing_of(directory: Path) -> Iterator[None]:
-    """For what is on disk already: that it cannot be printed is said, and is no failure."""
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, told of a job's name, how many are done and how many there are. Elsewhere nothing: of rich's bar
+    even a disabled one leaves an empty line there (13.9)."""
+    if not stderr.is_terminal:
+        yield lambda name, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+
+
+@contextmanager
+def printing_of(known: str) -> Iterator[None]:
+    """For what is known without being printed, on disk or by the exit code: that it cannot be printed is said, and is no
+    failure."""
     try:
         yield
         sys.stdout.flush()
@@ -181,7 +198,7 @@ def printing_of(directory: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         give_up_stdout()
-        say(f"the results could not be printed ({getattr(error, 'strerror', None) or error}); they are in {directory}")
+        say(f"the results could not be printed ({getattr(error, 'strerror', None) or error}); {known}")
 
 
 def remembered_interrupts() -> list[int]:
@@ -248,7 +265,16 @@ def _show(opened: Any) -> None:
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=not spells_unicode()))
+    print(json.dumps(_spelled(document), indent=2, ensure_ascii=not spells_unicode(), allow_nan=False))
+
+
+def _spelled(value: Any) -> Any:
+    """As JSON has it: null for infinity (a fall to exactly 0) and for what is no number."""
+    if isinstance(value, dict):
+        return {key: _spelled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @app.command("plan")
@@ -368,8 +394,9 @@ def verify_command(directory: Directory, debug: Debug = False) -> None:
     def act() -> None:
         from tightpass.run import verify
 
-        for line in verify(directory):
-            print(line)
+        lines = verify(directory)
+        with printing_of("all checks passed"):
+            print("\n".join(lines))
 
     guarded(act, debug)
 
@@ -428,7 +455,16 @@ def main() -> None:
     """Entry point of `tightpass`."""
     make_printable()
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # in this mode an Exit comes back as its code
+        code = app(standalone_mode=False) or 0  # in this mode an Exit comes back as its code
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        give_up_stdout()
+        sys.exit(0)
+    except OSError as error:
+        give_up_stdout()
+        say(f"error: {_unprinted(error)}")
+        sys.exit(2)
     except typer.Abort:
         sys.exit(InterruptedRunError.exit_code)
     except USAGE_ERROR as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from tightpass import doors
 from tightpass.errors import InputError
 from tightpass.rank.difference import Difference, difference
 from tightpass.rank.floor import weakest
@@ -65,6 +66,7 @@ def compare(first: str | Path, second: str | Path, force: bool = False) -> Compa
 
     Raises InputError for runs of different questions unless forced, and where no block is in both.
     """
+    force = doors.flag("force", force)
     runs = (_single(first), _single(second))
     unlike = tuple(_unlike(*runs))
     if unlike and not force:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tightpass import text
+from tightpass import doors, text
 from tightpass.errors import InputError
 
 SETTINGS = frozenset({"device", "threads", "memory", "out", "discard_jacobian"})
@@ -57,10 +56,18 @@ class Config(BaseModel):
     def _as_text(cls, value: Any) -> Any:
         """Natural Python and YAML values of what is text on the command line."""
         if hasattr(value, "tolist"):  # a number or an array of NumPy or torch
-            value = value.tolist()
+            try:
+                value = value.tolist()
+            except Exception:  # of sparse, quantised and meta tensors: a kind each
+                raise ValueError("expected text, a number or a list of numbers") from None
         if isinstance(value, list | tuple | range):
             return ",".join(str(item) for item in value)
         return str(value) if isinstance(value, int | Path) and not isinstance(value, bool) else value
+
+    @field_validator("model", "text_file", "prompts", mode="before")
+    @classmethod
+    def _of_a_path(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
 
     @field_validator("tokens", "head", "threads", "k", "vectors", "seed", mode="before")
     @classmethod
@@ -69,26 +76,29 @@ class Config(BaseModel):
             raise ValueError("expected a number")
         return int(value) if isinstance(value, Integral) else value  # NumPy's integers too
 
-    @classmethod
-    def of(cls, **options: Any) -> Config:
-        """A config from keywords. Raises InputError, naming the option, for what does not fit."""
+    def __init__(self, **options: Any) -> None:
+        """Raises InputError, naming the option, for what does not fit."""
         try:
-            config = cls(**options)
+            super().__init__(**options)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             if first["type"] == "extra_forbidden":
-                raise InputError(f"unknown option {name!r}; known: {', '.join(cls.model_fields)}") from None
-            raise InputError(f"{name}: {first['msg'].lower()}, got {reprlib.repr(first['input'])}") from None
-        for name, value in config:
+                raise InputError(f"unknown option {name!r}; known: {', '.join(type(self).model_fields)}") from None
+            raise InputError(f"{name}: {first['msg'].lower()}, got {doors.shown(first['input'])}") from None
+        for name, value in self:
             for item in value if isinstance(value, list) else [value]:
                 if isinstance(item, str):
                     text.check(item, name)
-        return config
 
     @classmethod
-    def read(cls, path: str, **overrides: Any) -> Config:
-        """A config from a YAML file, keywords winning over it."""
+    def of(cls, **options: Any) -> Config:
+        """A config from keywords. Raises InputError, naming the option, for what does not fit."""
+        return cls(**options)
+
+    @classmethod
+    def read(cls, path: str | Path, **overrides: Any) -> Config:
+        """A config from a YAML file, keywords winning over it. Raises InputError if it cannot be read, or holds no options."""
         try:
             content = yaml.safe_load(text.read(path))
         except yaml.YAMLError as error:
@@ -102,10 +112,7 @@ class Config(BaseModel):
     def directory(self) -> Path:
         """Where the run goes."""
         if self.out is not None:
-            try:
-                return Path(self.out).expanduser()
-            except RuntimeError:
-                raise InputError(f"cannot expand {self.out}: no such user") from None
+            return doors.path("out", self.out)
         name = re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
         return Path("runs") / f"{name}-{self.block}-t{self.tokens}"
 

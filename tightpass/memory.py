@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from tightpass import doors
 from tightpass.errors import InputError
 
 UNITS = {
@@ -27,9 +30,17 @@ UNITS = {
 def parse_bytes(text: str) -> int:
     """ "4GiB" -> 4294967296. Raises InputError for anything else."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
-    if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
-        raise InputError(f"memory must be a size such as 4GiB or 500MB, got {text!r}")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+    size = float(match[1]) * UNITS.get(match[2].upper(), 0) if match else 0.0
+    if not 1 <= size < math.inf:
+        raise InputError(f"memory must be a size such as 4GiB or 500MB, got {doors.shown(text)}")
+    return int(size)
+
+
+def bytes_of(memory: Any) -> int | None:
+    """A number of bytes, or a size in words, as a number; None, for no limit, stays. Raises InputError for anything else."""
+    if isinstance(memory, str):
+        return parse_bytes(memory)
+    return None if memory is None else doors.whole("memory, in bytes or as 4GiB", memory, 1)
 
 
 def format_bytes(count: float) -> str:

@@ -46,6 +46,9 @@ PROBED_ARRAYS = 6
 """And an SVD by probes, with the factors."""
 
 
+THREADS = 4096
+
+
 @dataclass(frozen=True)
 class Plan:
     """Names of the jobs, how many texts each is done for, and for the whole run: FLOPs, bytes on disk, peak bytes of
@@ -200,6 +203,8 @@ def check_settings(config: Config) -> None:
         raise InputError(f"vectors must be at least 0, got {config.vectors}")
     if config.threads is not None and config.threads < 1:
         raise InputError(f"threads must be at least 1, got {config.threads}")
+    if config.threads is not None and config.threads > THREADS:
+        raise InputError(f"threads must be at most {THREADS}, got {config.threads}")
     if config.text is not None and config.text_file is not None:
         raise InputError("give --text or --text-file, not both")
     if config.prompts is not None and (config.text is not None or config.text_file is not None):

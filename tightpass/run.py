@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ import torch
 import yaml
 from threadpoolctl import threadpool_limits
 
-from tightpass import text
+from tightpass import doors, text
 from tightpass.config import Config
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Jacobian
@@ -42,8 +40,9 @@ from tightpass.spectra.exact import singular_values
 from tightpass.spectra.verify import SMALL, check_leading, check_values, tolerance
 from tightpass.store import journal, results
 from tightpass.store.lock import exclusive
+from tightpass.store.publish import published
 from tightpass.store.results import Record
-from tightpass.store.shards import Layout, Shard, sync, write_shard
+from tightpass.store.shards import Layout, Shard, write_shard
 from tightpass.structure import BlockDiagonal
 
 ALGORITHM = 5
@@ -64,10 +63,9 @@ class Run:
     token_ids: tuple[int, ...]
 
     def __getitem__(self, name: str) -> Spectrum:
-        for record in self.records:
-            if record.spectrum.name == name:
-                return record.spectrum
-        raise InputError(f"{self.directory} has no job {name!r}; it has {', '.join(self.names)}")
+        if doors.one_of(name, self.names):
+            return self.spectra[self.names.index(name)]
+        raise InputError(f"{self.directory} has no job {doors.shown(name)}; it has {', '.join(self.names)}")
 
     @property
     def names(self) -> list[str]:
@@ -96,8 +94,8 @@ class Run:
         return figures.draw(self.spectra, self.title, self.directory)
 
     def shard(self, name: str) -> Shard:
-        """The Jacobian of a job on disk. Raises InputError if it was discarded."""
-        path = shard_path(self.directory, name)
+        """The Jacobian of a job on disk. Raises InputError if there is no such job, or it was discarded."""
+        path = shard_path(self.directory, self[name].name)
         if not path.is_file():
             raise InputError(
                 f"the Jacobian of {name} was not kept in {self.directory} (discard_jacobian, or method topk)"
@@ -129,6 +127,8 @@ def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -
     The same question again continues what is unfinished. Raises InputError for a wrong request,
     DoesNotFitError if it does not fit, VerificationError if a result fails its checks.
     """
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress must be a function of (name, done, total), got {doors.shown(progress)}")
     if isinstance(model, torch.nn.Module):
         check_given(model)
         given = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
@@ -181,6 +181,8 @@ def _compute(model: Model, config: Config, directory: Path, limit: int, progress
     refuse_other_question(directory, config)
     listed = jobs(config, [model.heads(layer) for layer in range(len(model.layers))])
     tokens = tokenize(model, config.tokens, config.text, config.special, config.seed)
+    if tokens.random:
+        say(f"{model.name} gets {tokens.origin}; the numbers are those of no text")
     captured = capture(model, tokens.ids)
     build(captured, listed[0])  # the load-time checks, before anything is written
     directory.mkdir(parents=True, exist_ok=True)
@@ -205,11 +207,9 @@ def write_question(path: Path, config: Config) -> None:
     """Writes run.yaml, whole or not at all; one that is there already answers to the same question."""
     if path.is_file():
         return
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
     question = yaml.safe_dump(config.model_dump(exclude={"out"}), sort_keys=False, allow_unicode=True)
-    part.write_text(question, encoding="utf-8", newline="\n")
-    sync(part)
-    os.replace(part, path)
+    with published(path) as part:
+        part.write_text(question, encoding="utf-8", newline="\n")
 
 
 def remove_abandoned_parts(directory: Path) -> None:
@@ -394,7 +394,7 @@ def open(directory: str | Path) -> Run | Prompts:
 
     Raises InputError if it is none, or has no finished job yet.
     """
-    path = Path(directory).expanduser()
+    path = doors.path("the run's directory", directory)
     config = _config_of(path)
     if config.prompts is None:
         return open_single(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tightpass import doors
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -14,6 +16,7 @@ class Structure:
 
     def count(self, rows: int, columns: int) -> int:
         """Number of blocks that can be non-zero, for `rows` output and `columns` input tokens."""
+        rows, columns = doors.whole("rows", rows), doors.whole("columns", columns)
         return sum(len(self.row(t, columns)) for t in range(rows))
 
     @property
@@ -26,7 +29,11 @@ class BlockDiagonal(Structure):
     """Output token t depends on input token t alone."""
 
     def row(self, t: int, tokens: int) -> range:
+        t = doors.whole("t", t)
         return range(t, t + 1)
+
+    def count(self, rows: int, columns: int) -> int:
+        return doors.whole("rows", rows)
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,11 @@ class BlockLowerTriangular(Structure):
     """Output token t depends on the input tokens up to t."""
 
     def row(self, t: int, tokens: int) -> range:
-        return range(t + 1)
+        return range(doors.whole("t", t) + 1)
+
+    def count(self, rows: int, columns: int) -> int:
+        rows = doors.whole("rows", rows)
+        return rows * (rows + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,10 @@ class Dense(Structure):
     """Every output token may depend on every input token."""
 
     def row(self, t: int, tokens: int) -> range:
-        return range(tokens)
+        return range(doors.whole("tokens", tokens))
+
+    def count(self, rows: int, columns: int) -> int:
+        return doors.whole("rows", rows) * doors.whole("columns", columns)
 
 
 STRUCTURES = {kind.__name__: kind() for kind in (BlockDiagonal, BlockLowerTriangular, Dense)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from typing import Any
 
+from tightpass import doors
 from tightpass.errors import InputError
 
 
@@ -17,12 +18,12 @@ def decoded(content: bytes, name: str) -> str:
     return re.sub("\r\n?", "\n", text)
 
 
-def read(path: str) -> str:
+def read(path: Any) -> str:
     """The text of a file. Raises InputError, with its name, if it cannot be read."""
     try:
-        content = Path(path).expanduser().read_bytes()
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        content = doors.path("the file", path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     return decoded(content, path)
 
 

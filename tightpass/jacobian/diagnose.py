@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tightpass.errors import InputError
@@ -38,6 +39,35 @@ class Edges(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Cuts(TorchFunctionMode):
+    """Whether some of the values inside are held fixed: by detach, .data, .item() and the like, or no gradients there.
+
+    What a custom autograd.Function does in its own forward is its own business, and is not seen.
+    """
+
+    FIXING = frozenset({"detach", "detach_", "item", "tolist", "numpy", "__float__", "__int__", "__array__"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        data: Any = torch.Tensor.data
+        off = func is torch._C._set_grad_enabled and args[:1] == (False,)
+        fixes = getattr(func, "__name__", "") in self.FIXING or func == data.__get__
+        self.seen = self.seen or off or fixes or torch.is_inference_mode_enabled()
+        return func(*args, **(kwargs or {}))
+
+
+def _cuts(fn: Function, x: torch.Tensor) -> bool:
+    mode = Cuts()
+    with torch.no_grad():
+        point = x.clone()
+        with mode:
+            fn(point)
+    return mode.seen
+
+
 def check_function(whole: Linearisation) -> str:
     """What was looked for in a function and its derivative, in words, for the checks of its spectrum.
 
@@ -68,6 +98,8 @@ def check_function(whole: Linearisation) -> str:
         raise InputError(f"no Jacobian of this function: {diagnosis(whole) or WHO_KNOWS}")
     if x.dtype == torch.float64 and loses_precision(fn, x) and _narrows(fn, x):
         raise InputError(f"no Jacobian of this function: {LOWER}")
+    if not edges.found and _cuts(fn, x) and _misses(fn, x, v, pushed):
+        raise InputError(f"no Jacobian of this function: {CUT}")
     seen = ", ".join(f"{count} entries of {name}" for name, count in edges.found.items())
     return (
         f"one-sided derivatives: {seen} lie exactly where the derivative jumps; the one that torch takes was used"
@@ -89,6 +121,10 @@ def _adjoint(
     return apart * largest <= CANCELS * moved(whole) * float(v.double().norm()) * float(w.double().norm())
 
 
+CUT = (
+    "a part of its derivative is lost: detach, .data, .item(), no_grad or inference_mode around a part of it; take it out. "
+    "A part that is to be held fixed is computed outside of the function"
+)
 LOWER = "it computes in a lower precision inside (float32 within float64); give it x in float32, or make it keep its input's"
 WHO_KNOWS = "derivatives in forward and in reverse mode differ; one of its operations has a wrong jvp or backward"
 
@@ -109,6 +145,8 @@ def diagnosis(whole: Linearisation) -> str | None:
     error, allowed = slope_error(fn, x, v, pushed)
     if not bool(pushed.any()) and error > allowed:
         return "its derivative is zero though it moves with x: no_grad, detach or rounding inside"
+    if error > allowed and _cuts(fn, x):
+        return CUT
     if error > allowed:
         return (
             f"its forward-mode derivative (jvp) differs from finite differences by {error:.1e}, relatively: it is wrong"
@@ -118,9 +156,17 @@ def diagnosis(whole: Linearisation) -> str | None:
         return (
             "its derivative is zero though it moves with x: no_grad or detach inside, or a backward that returns zeros"
         )
+    if _cuts(fn, x):
+        return CUT
     if error <= ALLOWED[x.dtype]:
         return "its backward differs from its jvp, which finite differences confirm: the backward pass is wrong"
     return None
+
+
+def _misses(fn: Function, x: torch.Tensor, v: torch.Tensor, pushed: torch.Tensor) -> bool:
+    """Whether differences along v say something else than the derivative."""
+    error, allowed = slope_error(fn, x, v, pushed)
+    return error > allowed
 
 
 def _check_same(y: torch.Tensor, again: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from tightpass import doors
 from tightpass.errors import InputError
 from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.autodiff import Function, Linearisation, chunk_size
@@ -23,6 +24,7 @@ from tightpass.jacobian.precision import check_precision_settings
 from tightpass.jacobian.probe import check_structure
 from tightpass.kernels import native
 from tightpass.kernels.forks import check_threads
+from tightpass.memory import bytes_of
 from tightpass.models.blocks import Block
 from tightpass.structure import BlockDiagonal, Dense, Structure
 
@@ -66,12 +68,12 @@ class Jacobian:
         check_precision_settings()
         if (
             not isinstance(x, torch.Tensor)
+            or not _is_plain(x)
             or x.ndim != 2
             or x.dtype not in (torch.float32, torch.float64)
             or 0 in x.shape
         ):
-            got = f"shape {tuple(x.shape)}, {x.dtype}" if hasattr(x, "shape") else repr(x)
-            raise InputError(f"x must be a floating (tokens, d) tensor of torch, got a {type(x).__name__}: {got}")
+            raise InputError(f"x must be a floating (tokens, d) tensor of torch, got a {_described(x)}")
         if not bool(x.isfinite().all()):
             raise InputError("x must be finite, got NaN or infinite entries")
         if not callable(fn):
@@ -133,25 +135,33 @@ class Jacobian:
         return Transposed(self)
 
     def __matmul__(self, X: Array) -> Array:
-        return self.matvec(X) if getattr(X, "ndim", 2) == 1 else self.matmat(X)
+        return self._forward(X, "J @ x" if getattr(X, "ndim", 2) == 1 else "J @ X")
 
     def matvec(self, x: Array) -> Array:
         """J x for x of shape (N_in,)."""
-        return self.matmat(_check_vector(x, self.shape[1], "matvec")[:, None])[:, 0]
+        return self._forward(x, "matvec", (1,))
 
     def rmatvec(self, y: Array) -> Array:
         """Jᵀ y for y of shape (N_out,)."""
-        return self.rmatmat(_check_vector(y, self.shape[0], "rmatvec")[:, None])[:, 0]
+        return self._backward(y, "rmatvec", (1,))
 
     def matmat(self, X: Array) -> Array:
         """J X for X of shape (N_in, k)."""
-        columns = self._operand(X, self.shape[1], "matmat")
-        out = self._push(_by_token(columns, self.tokens_in))
-        return _like(out.reshape(len(out), self.shape[0]).T, X)
+        return self._forward(X, "matmat", (2,))
 
     def rmatmat(self, Y: Array) -> Array:
         """Jᵀ Y for Y of shape (N_out, k)."""
-        columns = self._operand(Y, self.shape[0], "rmatmat")
+        return self._backward(Y, "rmatmat", (2,))
+
+    def _forward(self, X: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
+        """J X. `words`: the operation as the caller wrote it; `axes`: how many X may have."""
+        columns = self._operand(X, self.shape[1], words, axes)
+        out = self._push(_by_token(columns, self.tokens_in))
+        return _like(out.reshape(len(out), self.shape[0]).T, X)
+
+    def _backward(self, Y: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
+        """Jᵀ Y, likewise."""
+        columns = self._operand(Y, self.shape[0], words, axes)
         out = self._pull(_by_token(columns, self.tokens_out))
         return _like(out.reshape(len(out), self.shape[1]).T, Y)
 
@@ -178,21 +188,23 @@ class Jacobian:
                 return product(columns)
             return torch.cat([product(part) for part in columns.split(step)])
 
-    def _operand(self, X: Any, rows: int, verb: str) -> torch.Tensor:
-        tensor: Any = X
-        if isinstance(X, np.ndarray) and X.dtype.isnative and X.dtype.kind in "fiu":
-            tensor = torch.from_numpy(np.ascontiguousarray(X))
-        if not isinstance(tensor, torch.Tensor):
-            of = f" of {X.dtype}" if isinstance(X, np.ndarray) else ""
-            raise InputError(f"{verb} expects a real NumPy array or torch tensor, got {type(X).__name__}{of}")
-        if tensor.ndim != 2 or tensor.shape[0] != rows:
-            raise InputError(f"{verb} expects shape ({rows}, k), got {tuple(tensor.shape)}")
+    def _operand(self, X: Any, rows: int, words: str, axes: tuple[int, ...]) -> torch.Tensor:
+        """X as columns (rows, k). Raises InputError, in the words of the operation, for what cannot be multiplied."""
+        tensor = _tensor(X, words)
+        if tensor.ndim not in axes or tensor.shape[0] != rows:
+            meant = {1: f"({rows},)", 2: f"({rows}, k)"}
+            expected = meant[tensor.ndim] if tensor.ndim in axes else " or ".join(meant[n] for n in axes)
+            hint = ""
+            if tensor.ndim in meant and tensor.ndim not in axes:
+                hint = "; use matmat for several columns" if axes == (1,) else "; use matvec for one"
+            raise InputError(f"{words} expects shape {expected}, got {tuple(tensor.shape)}{hint}")
         if tensor.dtype != self.dtype:
             raise InputError(
-                f"{verb} expects {self.dtype}, got {tensor.dtype}; convert it, or load the model in that dtype"
+                f"{words} expects {self.dtype}, got {tensor.dtype}; convert it, or load the model in that dtype"
             )
         check_threads(torch.get_num_threads())
-        return tensor.to(self.device)
+        columns = tensor.detach().to(self.device)
+        return columns[:, None] if columns.ndim == 1 else columns
 
     def panels(self) -> Iterator[Panel]:
         """The non-zero blocks, a few tokens at a time, in the order of (row, column).
@@ -209,7 +221,8 @@ class Jacobian:
             yield self.block_row(t)
 
     def block_row(self, t: int) -> Panel:
-        """The non-zero blocks of output token t."""
+        """The non-zero blocks of output token t. Raises InputError for a token that is not there."""
+        t = doors.whole("an output token", t, 0, self.tokens_out)
         columns = self.structure.row(t, self.tokens_in)
         places = (t,) * len(columns), tuple(columns)
         if isinstance(self.structure, BlockDiagonal) and self.block is not None:
@@ -258,6 +271,7 @@ class Jacobian:
 
         None for all else. Safe to call from several threads at once.
         """
+        t = doors.whole("a token", t, 0, self.tokens_out)
         form = self.form
         if not isinstance(form, ClosedMLP) or form.residual or len(form.active[t]) >= min(form.d_out, form.d_in):
             return None
@@ -314,6 +328,8 @@ class Jacobian:
 
         def on(product: Any) -> Any:
             def apply(X: np.ndarray) -> np.ndarray:
+                if X.dtype.kind not in "fiu":
+                    raise InputError(f"J is real, and so must be what it multiplies; got an array of {X.dtype}")
                 columns = X.astype(dtype, copy=False).reshape(X.shape[0], -1)
                 return product(columns).reshape(-1, *X.shape[1:])  # type: ignore[no-any-return]
 
@@ -339,39 +355,77 @@ class Transposed:
         self.T = J
         self.shape = J.shape[::-1]
         self.dtype, self.device = J.dtype, J.device
-        self.matvec, self.rmatvec, self.matmat, self.rmatmat = J.rmatvec, J.matvec, J.rmatmat, J.matmat
         self.form, self.energy = J.form, J.energy
 
     def __matmul__(self, Y: Array) -> Array:
-        return self.T.rmatvec(Y) if getattr(Y, "ndim", 2) == 1 else self.T.rmatmat(Y)
+        return self.T._backward(Y, "J.T @ y" if getattr(Y, "ndim", 2) == 1 else "J.T @ Y")
+
+    def matvec(self, y: Array) -> Array:
+        return self.T._backward(y, "J.T.matvec", (1,))
+
+    def rmatvec(self, x: Array) -> Array:
+        return self.T._forward(x, "J.T.rmatvec", (1,))
+
+    def matmat(self, Y: Array) -> Array:
+        return self.T._backward(Y, "J.T.matmat", (2,))
+
+    def rmatmat(self, X: Array) -> Array:
+        return self.T._forward(X, "J.T.rmatmat", (2,))
 
     def dense(self) -> torch.Tensor:
         return self.T.dense().T
 
 
 def jacobian(
-    fn: Block | Function, x: torch.Tensor | None = None, structure: Structure | None = None, memory: int | None = None
+    fn: Block | Function,
+    x: torch.Tensor | None = None,
+    structure: Structure | None = None,
+    memory: int | str | None = None,
 ) -> Jacobian:
     """The Jacobian of a block at its own x, or of any function of a (tokens, d) tensor at x.
 
     structure   what is known of a function's Jacobian over tokens; probed before it is used;
                 a block brings its own
-    memory      bytes that the intermediates of a product may take
+    memory      what the intermediates of a product may take, in bytes or such as "4GiB"
 
     Raises InputError for a missing or malformed x and in a child forked after threads had run, VerificationError if the
     structure does not hold.
     """
     check_threads(torch.get_num_threads())
+    limit = bytes_of(memory)
     if isinstance(fn, Block):
         if x is not None or structure is not None:
             raise InputError("a block brings its own x and structure; give jacobian(block) alone")
         held = replace(fn, x=fn.x.clone())  # as functions' points are: the caller may change its own afterwards
-        return Jacobian(held.function(), held.x, held.structure, block=held, memory=memory)
+        return Jacobian(held.function(), held.x, held.structure, block=held, memory=limit)
     if structure is not None and not isinstance(structure, Structure):
-        raise InputError(f"structure must be BlockDiagonal(), BlockLowerTriangular() or Dense(), got {structure!r}")
+        raise InputError(
+            f"structure must be BlockDiagonal(), BlockLowerTriangular() or Dense(), got {doors.shown(structure)}"
+        )
     if x is None:
         raise InputError("jacobian(fn, x) of a function needs the point x, a (tokens, d) tensor")
-    return Jacobian(fn, x, structure, memory=memory)
+    return Jacobian(fn, x, structure, memory=limit)
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    """Whether a tensor is dense and has numbers."""
+    return x.layout == torch.strided and not x.is_meta and not x.is_nested
+
+
+def _described(x: Any) -> str:
+    """What was given instead of a point, and how to make one of it."""
+    if not isinstance(x, torch.Tensor):
+        how = "; torch.as_tensor(x) makes one" if isinstance(x, np.ndarray) else ""
+        return (
+            f"{type(x).__name__}: {f'shape {x.shape}, {x.dtype}' if isinstance(x, np.ndarray) else doors.shown(x)}{how}"
+        )
+    if not _is_plain(x):
+        return f"{type(x).__name__} that is sparse, nested or meta; x.to_dense() makes a plain one of a sparse one"
+    if x.ndim == 2 and 0 not in x.shape:
+        how = "; float32 and float64 are taken: give x.double(), and a function whose weights are in float64 too"
+    else:
+        how = "; one row a token, at least one of each"
+    return f"{type(x).__name__}: shape {tuple(x.shape)}, {x.dtype}{how}"
 
 
 def _by_token(X: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -380,15 +434,21 @@ def _by_token(X: torch.Tensor, tokens: int) -> torch.Tensor:
     return columns.clone(memory_format=torch.contiguous_format).transpose(0, 1)
 
 
-def _check_vector(x: Array, size: int, verb: str) -> Array:
-    if x.ndim != 1:
-        raise InputError(
-            f"{verb} expects one vector, got shape {tuple(x.shape)}; use {verb[:-3]}mat for several columns"
-        )
-    if x.shape[0] != size:
-        raise InputError(f"{verb} expects shape ({size},), got {tuple(x.shape)}")
-    return x
+def _tensor(X: Any, words: str) -> torch.Tensor:
+    """An operand as a torch tensor. Raises InputError for anything but a plain real array of NumPy or torch."""
+    found = X
+    if isinstance(X, np.ndarray) and X.dtype.isnative and X.dtype.kind in "fiu" and X.dtype.itemsize <= 8:
+        if isinstance(X, np.ma.MaskedArray):
+            raise InputError(f"{words} expects a plain array, got a masked one; X.filled(0) makes one")
+        found = torch.from_numpy(np.array(X) if not X.flags.writeable else np.ascontiguousarray(X)).reshape(X.shape)
+    if not isinstance(found, torch.Tensor):
+        of = f" of {X.dtype}" if isinstance(X, np.ndarray) else ""
+        raise InputError(f"{words} expects a real NumPy array or torch tensor, got {type(X).__name__}{of}")
+    if not _is_plain(found):
+        raise InputError(f"{words} expects a plain dense tensor, got a sparse, nested or meta one")
+    return found
 
 
 def _like(result: torch.Tensor, operand: Array) -> Array:
+    result = result[:, 0] if operand.ndim == 1 else result
     return result.cpu().numpy() if isinstance(operand, np.ndarray) else result.to(operand.device)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tightpass import doors
 from tightpass.errors import InputError, VerificationError
 from tightpass.models.capture import Call, Captured, capture, record
 from tightpass.models.differences import direction, loses_precision, slope_error
@@ -79,7 +80,17 @@ class Block:
         return self.x.shape[0]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """y (tokens, width) at any x (tokens, width)."""
+        """y (tokens, width) at any x (tokens, width). Raises InputError for an x of another width or precision."""
+        if (
+            not isinstance(x, torch.Tensor)
+            or x.is_nested
+            or x.ndim != 2
+            or x.shape[-1] != self.x.shape[-1]
+            or x.dtype != self.x.dtype
+        ):
+            plain = isinstance(x, torch.Tensor) and not x.is_nested
+            got = f"{tuple(x.shape)}, {x.dtype}" if plain else doors.shown(x)
+            raise InputError(f"{self.name} expects a (tokens, {self.x.shape[-1]}) tensor of {self.x.dtype}, got {got}")
         return self.function()(x)
 
     def function(self, tokens: slice | None = None) -> Function:
@@ -151,6 +162,8 @@ class Block:
     def in_precision(self, dtype: torch.dtype) -> Block:
         """The same block at the same x in another precision, ReLU units held at this
         block's activation pattern: a unit that flips is a kink, not an arithmetic error."""
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputError(f"a precision is a floating dtype of torch, got {doors.shown(dtype)}")
         pattern: tuple[torch.Tensor, ...] | None = None
         if self.has_relu_units:
             pattern = tuple((call.y > 0).reshape(self.tokens, -1).to(dtype) for call in self.unit_calls())
@@ -256,10 +269,13 @@ def block(
         raise InputError("tokens must be an integer, got None")
     if text is not None and token_ids is not None:
         raise InputError("give text or token_ids, not both")
+    norm, residual, special = (
+        doors.flag(name, value) for name, value in (("norm", norm), ("residual", residual), ("special", special))
+    )
     options = Options(kind, layer, head, norm, residual)
     check_options(model, options)
     if token_ids is None:
-        ids = tokenize(model, count, text, special, seed).ids
+        ids = tokenize(model, count, text, special, doors.seed(seed)).ids
     else:
         ids = check_ids(model, token_ids)
     return build(capture(model, ids), options)
@@ -270,15 +286,15 @@ def _integer(name: str, value: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise InputError(f"{name} must be an integer, got {value!r}")
+        raise InputError(f"{name} must be an integer, got {doors.shown(value)}")
     return int(value)
 
 
 def check_options(model: Model, options: Options) -> None:
     """Raises InputError unless the model has such a block."""
     kind, layer, head = options.kind, options.layer, options.head
-    if kind not in KINDS:
-        raise InputError(f"unknown block {kind!r}; expected one of {', '.join(KINDS)}")
+    if not doors.one_of(kind, KINDS):
+        raise InputError(f"unknown block {doors.shown(kind)}; expected one of {', '.join(KINDS)}")
     count = len(model.layers)
     if (kind == "model") != (layer is None):
         raise InputError("a layer is needed for every block but `model`, which has none")
@@ -286,7 +302,7 @@ def check_options(model: Model, options: Options) -> None:
         raise InputError(f"{model.name} has layers 0..{count - 1}, got {layer}")
     if (kind == "head") != (head is not None):
         raise InputError("block `head` needs one head, such as head=0; no other block has one")
-    if head is not None and layer is not None and not 0 <= head < (heads := model.heads(layer)):
+    if head is not None and layer is not None and head not in range(heads := model.heads(layer)):
         raise InputError(f"layer {layer} of {model.name} has heads 0..{heads - 1}, got {head}")
     if kind == "layer" and not options.norm:
         raise InputError("a layer always contains its norms; leave out norm=False (--no-norm)")
@@ -369,7 +385,7 @@ def _check_reproduces(made: Block, y: torch.Tensor) -> None:
     with torch.no_grad():
         again = made(made.x)
     if not bool(y.isfinite().all() and again.isfinite().all()):
-        raise InputError(f"{made.name}: the model's own output is not finite there; look at its weights and its input")
+        raise InputError(f"{made.name}: the model's own output is not finite there{_not_finite(made.model.base)}")
     difference = float((again - y).abs().max())
     size = float(y.abs().max())
     if made.kind == "head":  # a difference of two outputs of the projection: its bias takes part in the rounding
@@ -382,6 +398,15 @@ def _check_reproduces(made: Block, y: torch.Tensor) -> None:
             f"{made.name} does not reproduce the model's own output: they differ by "
             f"{difference:.1e}, at most {allowed:.1e} is rounding; the family's row is wrong"
         )
+
+
+def _not_finite(base: nn.Module) -> str:
+    """Which parameters hold numbers that are not finite, in words; the first few by name."""
+    bad = [name for name, parameter in base.named_parameters() if not bool(parameter.isfinite().all())]
+    if not bad:
+        return ", though its weights are: its numbers leave the range of their precision on the way"
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f": NaN or infinity in its weights {', '.join(bad[:3])}{more}; repair the model's files"
 
 
 def _check_derivative(made: Block) -> None:

@@ -54,4 +54,8 @@ def fault(path: Path) -> str | None:
         return "is a Git LFS pointer, not the file itself (`git lfs pull` fetches it)"
     if start.lstrip()[:1] == b"<":
         return "is a web page, not the file itself"
+    if start.startswith(b"\xef\xbb\xbf") and path.suffix == ".json":
+        return "starts with a byte order mark, which JSON does not have; save it as UTF-8 without one"
+    if path.name == "config.json" and start.lstrip()[:1] != b"{":
+        return "holds something else than the named fields of a model, {...}"
     return "is truncated or damaged" if path.suffix == ".safetensors" else None

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tightpass import doors
 from tightpass.errors import DoesNotFitError, InputError, TightpassError
+from tightpass.memory import bytes_of, format_bytes
 from tightpass.models import attention
 from tightpass.models.families import Family, family_of, layer_parts, submodule
 from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, refuse_adapters
@@ -59,7 +61,9 @@ class Model:
 
     def heads(self, layer: int) -> int:
         """How many heads a layer has. Pruned layers have fewer than the configuration says."""
-        return layer_parts(self.layers[layer], self.family, self.config).heads
+        return layer_parts(
+            self.layers[doors.whole("layer", layer, 0, len(self.layers))], self.family, self.config
+        ).heads
 
     @property
     def final_norm(self) -> nn.Module | None:
@@ -122,7 +126,7 @@ def locate(name: str) -> Source:
         return Source("demo", str(demo_directory()), is_local=True)
     if name in ALIASES:
         return Source(ALIASES[name], ALIASES[name], is_local=False)
-    path = Path(name).expanduser()
+    path = doors.path("the model", name)
     if path.is_dir():
         refuse_adapters(path)
         if not (path / "config.json").is_file():
@@ -131,6 +135,13 @@ def locate(name: str) -> Source:
     owner, slash, rest = name.partition("/")
     if slash and owner and rest and "/" not in rest and not name.startswith((".", "~")):
         return Source(name, name, is_local=False)
+    if path.is_file():
+        raise InputError(f"unknown model {doors.shown(name)}: that is a file; give the directory that it lies in")
+    if slash:
+        raise InputError(
+            f"unknown model {doors.shown(name)}: there is no directory {path.absolute()}\n"
+            "expected one of `tightpass models`, a local directory, or a Hub id OWNER/NAME"
+        )
     known = ["demo", *ALIASES]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:4]
     raise InputError(
@@ -215,23 +226,25 @@ def _faulty_files(source: Source) -> str:
     return "".join(f"; {path.name} {what}" for path, what in found if what)
 
 
-def check_dtype(dtype: str) -> torch.dtype:
+def check_dtype(dtype: Any) -> torch.dtype:
     """The torch dtype of a name. Raises InputError: half precision cannot carry a rank."""
     dtype = (dtype.__name__ if isinstance(dtype, type) else str(dtype)).removeprefix("torch.")
     if dtype in DTYPES:
         return DTYPES[dtype]
     reason = " (too coarse to tell a small singular value from noise)" if "16" in dtype else ""
-    raise InputError(f"dtype must be float64 or float32, got {dtype!r}{reason}")
+    raise InputError(f"dtype must be float64 or float32, got {doors.shown(dtype)}{reason}")
 
 
-def choose_device(device: str) -> torch.device:
-    """`auto` is the GPU where torch has one."""
+def choose_device(device: Any) -> torch.device:
+    """`auto` is the GPU where torch has one. Raises InputError for no device, and for one that torch does not see."""
+    if not isinstance(device, str | torch.device):
+        raise InputError(f"device must be auto, cpu or cuda[:N], got {doors.shown(device)}")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"device must be auto, cpu or cuda[:N], got {device!r}") from None
+    except (RuntimeError, ValueError):
+        raise InputError(f"device must be auto, cpu or cuda[:N], got {doors.shown(device)}") from None
     if chosen.type not in ("cpu", "cuda"):
         raise InputError(f"device must be auto, cpu or cuda[:N], got {device!r}")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
@@ -251,11 +264,11 @@ def parameter_count(config: Any) -> int:
 
 def load_model(
     model: Any,
-    dtype: str = "float64",
-    device: str = "auto",
+    dtype: str | torch.dtype = "float64",
+    device: str | torch.device = "auto",
     weights: str = "pretrained",
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> Model:
     """Loads a model for differentiation.
 
@@ -263,14 +276,15 @@ def load_model(
              Face model, which is copied, never changed
     dtype    "float64" or "float32": the precision of weights, activations and Jacobian
     weights  "pretrained", or "random" to build the architecture with seeded random weights
-    memory   bytes that the weights may take; None for no limit
+    memory   what the weights may take, in bytes or such as "4GiB"; None for no limit
 
     Raises InputError for anything that cannot be loaded as asked, DoesNotFitError if the
     weights alone exceed `memory`.
     """
     torch_dtype, torch_device = check_dtype(dtype), choose_device(device)
-    if weights not in WEIGHTS:
-        raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    seed, limit = doors.seed(seed), bytes_of(memory)
+    if not isinstance(weights, str) or weights not in WEIGHTS:
+        raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {doors.shown(weights)}")
     if isinstance(model, nn.Module):
         return _adopt(model, torch_dtype, torch_device)
     model = str(model) if isinstance(model, Path) else model
@@ -280,12 +294,12 @@ def load_model(
     config = read_config(source) if weights == "random" else stored_config(source)
     family = family_of(config)
     _refuse_quantised(config)
-    if memory is not None:
+    if limit is not None:
         needed = parameter_count(config) * torch_dtype.itemsize
-        if needed > memory:
+        if needed > limit:
             raise DoesNotFitError(
-                f"the weights of {source.name} in {dtype} take {needed / 2**30:.1f} GiB, "
-                f"--memory allows {memory / 2**30:.1f} GiB; smallest that fits them: {-(-needed // 2**30)}GiB"
+                f"the weights of {source.name} in {str(torch_dtype).removeprefix('torch.')} take {format_bytes(needed)}, "
+                f"--memory allows {format_bytes(limit)}; smallest that fits them: {-(-needed // 2**20)}MiB"
             )
     if weights == "random":
         base, label = _random(source, plain(config), torch_dtype, seed), f"random (seed {seed})"

@@ -22,6 +22,7 @@ class Tokens:
 
     ids: torch.Tensor
     origin: str
+    random: bool = False
 
 
 def bundled_text() -> str:
@@ -60,7 +61,7 @@ def tokenize(model: Model, tokens: int, text: str | None = None, special: bool =
             )
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(model.vocabulary, (tokens,), generator=generator)
-        return Tokens(ids, f"random token ids (seed {seed}): no tokenizer at hand")
+        return Tokens(ids, f"random token ids (seed {seed}): no tokenizer at hand", random=True)
     origin = "bundled text" if text is None else "given text"
     source = bundled_text() if text is None else text
     available = len(model.tokenizer(source, add_special_tokens=special, verbose=False)["input_ids"])

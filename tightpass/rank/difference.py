@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tightpass.errors import InputError
 from tightpass.rank.interval import Rank
 from tightpass.rank.verdict import Spectrum
 
@@ -75,7 +76,12 @@ def difference(a: Spectrum, b: Spectrum) -> Difference:
 
     Where k units are undecided in A or in B, their J may differ by a matrix of rank k, and only σ_{i+k} ≤ σ_i across the
     two is left (Horn & Johnson 2013, §7.3): a value must lie between those k places below and above it.
+
+    Raises InputError for anything but two spectra.
     """
+    for s in (a, b):
+        if not isinstance(s, Spectrum):
+            raise InputError(f"difference expects two results of tightpass.spectrum, got {type(s).__name__}")
     compared = min(len(a.values), len(b.values))
     left, right = (s.values[:compared].astype(np.float64) for s in (a, b))
     kinks = a.evidence.kinks + b.evidence.kinks

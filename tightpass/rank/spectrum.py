@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tightpass import doors
 from tightpass.errors import InputError
 from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.written import Written
@@ -27,7 +28,7 @@ def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0, k: int | None 
     if not isinstance(J, Jacobian):
         raise InputError(f"spectrum expects the result of tightpass.jacobian, got {type(J).__name__}")
     if isinstance(vectors, bool) or not isinstance(vectors, int | np.integer):
-        raise InputError(f"vectors must be a whole number, got {vectors!r}")
+        raise InputError(f"vectors must be a whole number, got {doors.shown(vectors)}")
     if vectors < 0:
         raise InputError(f"vectors must be at least 0, got {vectors}")
     check_k(method, k, vectors)

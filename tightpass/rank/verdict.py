@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from tightpass import doors
 from tightpass.errors import InputError, VerificationError
 from tightpass.rank.evidence import Evidence
 from tightpass.rank.floor import Floor, storage, svd_part
@@ -82,10 +84,9 @@ class Spectrum:
 
     def rank_at(self, tau: float) -> Rank:
         """The number of true singular values above `tau` (same units as J): interval, flag and confidence."""
-        if not isinstance(tau, Real) or not 0 <= tau <= sys.float_info.max:
-            raise InputError(f"a threshold is a number ≥ 0 within float64's range, got {tau}")
+        tau = _threshold(tau)
         bound, kinks, floor = self.evidence.bounds[0].rank, self.evidence.kinks, self.floor
-        return rank_at(self.values, floor.total, float(tau), bound, kinks, self.size, self.rest, floor.confidence)
+        return rank_at(self.values, floor.total, tau, bound, kinks, self.size, self.rest, floor.confidence)
 
     @cached_property
     def rest(self) -> float:
@@ -111,11 +112,13 @@ class Spectrum:
         """The rank at many thresholds: columns tau, lo, hi, flag, confidence.
 
         taus   200 from the floor to beyond σ₁, evenly spaced in their logarithms, if left out
+
+        Raises InputError for what is no threshold.
         """
         if taus is None:
             top = max(2 * float(self.values[0]), 2 * self.floor.total, 1e-300)
             taus = np.geomspace(max(self.floor.total, top * 1e-18), top, 200)
-        ranks = [self.rank_at(float(tau)) for tau in np.atleast_1d(np.asarray(taus, dtype=np.float64))]
+        ranks = [self.rank_at(tau) for tau in _thresholds(taus)]
         columns = ["tau", "lo", "hi", "flag", "confidence"]
         return pd.DataFrame([(r.tau, r.lo, r.hi, r.flag, r.confidence) for r in ranks], columns=columns)
 
@@ -165,6 +168,28 @@ class Spectrum:
         return (
             f"Spectrum({self.name}: rank {self.rank} ({self.rank.words}) of {self.size}, floor {self.floor.total:.1e})"
         )
+
+
+def _threshold(tau: Any) -> float:
+    """As a float. Raises InputError for what is no number ≥ 0 that a float holds."""
+    try:
+        value = float(tau) if isinstance(tau, Real) and not isinstance(tau, bool) else math.nan
+    except OverflowError:  # an integer of that size
+        value = math.inf
+    if not 0 <= value <= sys.float_info.max:
+        raise InputError(f"a threshold is a number ≥ 0 within float64's range, got {doors.shown(tau)}")
+    return value
+
+
+def _thresholds(taus: Any) -> Iterator[Any]:
+    """One threshold or several, one after the other, whatever each of them is. Raises InputError for other shapes."""
+    try:
+        listed = np.asarray(taus)
+    except (TypeError, ValueError, RuntimeError):  # lists of uneven lists; tensors that ask for gradients
+        listed = None
+    if listed is None or listed.ndim > 1:
+        raise InputError(f"thresholds are one number or a list of numbers, got {doors.shown(taus)}")
+    yield from np.atleast_1d(listed)
 
 
 def verdict(
@@ -237,7 +262,7 @@ def check_k(method: str, k: int | None, vectors: int) -> None:
     if method != "topk":
         raise InputError(f"k is how many values method topk finds; method {method} finds all of them")
     if isinstance(k, bool) or not isinstance(k, int | np.integer):
-        raise InputError(f"k must be a whole number, got {k!r}")
+        raise InputError(f"k must be a whole number, got {doors.shown(k)}")
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
     if vectors > k:
@@ -246,5 +271,5 @@ def check_k(method: str, k: int | None, vectors: int) -> None:
 
 def check_method(method: str) -> None:
     """Raises InputError for an unknown method."""
-    if method not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not doors.one_of(method, METHODS):
+        raise InputError(f"method must be one of {', '.join(METHODS)}, got {doors.shown(method)}")

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tightpass.rank.verdict import Spectrum
+from tightpass.store.publish import published
 
 # A stale font cache makes matplotlib list every font it misses; the figures fall back to DejaVu Sans,
 # which matplotlib carries, and the user can do nothing with the list.
@@ -29,6 +30,12 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    with published(path) as part:
+        figure.savefig(part, format="png")
+    return path
 
 
 def ranks(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
@@ -73,8 +80,7 @@ def ranks(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.savefig(path)
-    return path
+    return _saved(figure, path)
 
 
 def spectra(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
@@ -101,8 +107,7 @@ def spectra(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
     figure.legend(list(drawn.values()), list(drawn), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     left_out = f" · first {len(shown)} of {len(spectra)}" if len(shown) < len(spectra) else ""
     figure.suptitle(title + left_out, fontsize=10, x=0.01, ha="left")
-    figure.savefig(path)
-    return path
+    return _saved(figure, path)
 
 
 def curves(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
@@ -125,8 +130,7 @@ def curves(spectra: Sequence[Spectrum], title: str, path: Path) -> Path:
     axes.set_title(title + left_out, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=-(-len(shown) // 16))
-    figure.savefig(path)
-    return path
+    return _saved(figure, path)
 
 
 def _lowest_drawn(s: Spectrum) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from contextlib import suppress
-from typing import Any
 
 
 def say(message: str) -> None:
@@ -15,14 +16,43 @@ def say(message: str) -> None:
             print(message, file=sys.stderr, flush=True)
 
 
+class Closed(io.TextIOBase):
+    """A stdout that was closed before the process began: what is printed is dropped, and the next flush says so, once.
+
+    It holds a file of the system's, so that no other one gets stdout's number, and what libraries print with it.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.nowhere = os.open(os.devnull, os.O_WRONLY)
+        self.lost = False
+
+    def fileno(self) -> int:
+        return self.nowhere
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str, /) -> int:
+        self.lost = self.lost or bool(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self.lost:
+            self.lost = False
+            raise OSError(errno.EBADF, "stdout is closed")
+
+
 def make_printable() -> None:
-    """Lets anything be printed: what an encoding cannot spell is escaped, and a closed stdout or stderr takes what it is
-    given and drops it."""
-    for name in ("stdout", "stderr"):
-        stream: Any = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
-        elif hasattr(stream, "reconfigure"):
+    """Lets anything be printed: what an encoding cannot spell is escaped; a closed stdout says what was lost, a closed
+    stderr drops it."""
+    if sys.stdout is None:
+        sys.stdout = Closed()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tightpass import doors
 from tightpass.errors import InputError, VerificationError
 from tightpass.kernels import native
 from tightpass.kernels.ops import dtype_name
@@ -125,6 +126,8 @@ def check_matrix(A: Matrix, name: str = "A") -> Matrix:
 
     Raises InputError for anything but a real float32 or float64 matrix with entries.
     """
+    if isinstance(A, torch.Tensor) and A.is_nested:
+        raise InputError(f"{name}: expected a plain dense array, got a nested one")
     shape, dtype = getattr(A, "shape", None), getattr(A, "dtype", None)
     if shape is None or dtype is None or not (isinstance(A, np.ndarray | torch.Tensor) or device.is_cupy(A)):
         raise InputError(f"{name}: expected a NumPy, torch or CuPy array, got {type(A).__name__}")
@@ -150,7 +153,7 @@ def svdvals(A: Matrix, overwrite: bool = False) -> Matrix:
 
     Raises InputError for what is not a finite real matrix, VerificationError if no route's answer passes its checks.
     """
-    A = check_matrix(A)
+    A, overwrite = check_matrix(A), doors.flag("overwrite", overwrite)
     if isinstance(A, torch.Tensor):
         A = A.detach().resolve_neg()
     own = device.to_cupy(A) if isinstance(A, torch.Tensor) and A.is_cuda else A

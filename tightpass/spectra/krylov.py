@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from array_api_compat import array_namespace
 
+from tightpass import doors
 from tightpass.errors import InputError
 from tightpass.kernels.reference_svd import on_host
 from tightpass.spectra.operand import Operand, adjoint_times, check_operator, operand, scaled, times
@@ -74,10 +76,9 @@ def svds(
     check_rank(op, k)
     check_positive("block", block)
     tol = TOL[str(np.dtype(op.dtype))] if tol is None else tol
-    if not isinstance(tol, int | float | np.number) or not 0 < tol < 1:
-        raise InputError(f"tol: expected a number between 0 and 1, got {tol!r}")
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed: expected a whole number of at least 0, got {seed!r}")
+    if not isinstance(tol, Real) or isinstance(tol, bool) or not 0 < tol < 1:
+        raise InputError(f"tol: expected a number between 0 and 1, got {doors.shown(tol)}")
+    tol, k, block, seed = float(tol), int(k), int(block), doors.seed(seed)
     op, scale = scaled(op, seed)
     check_operator(op, seed)
     limit = 200 * k + 2000 if limit is None else limit
@@ -106,12 +107,12 @@ def svds(
 def check_rank(op: Operand, k: Any) -> None:
     """Raises InputError unless 1 ≤ k ≤ min(M, N)."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= min(op.shape):
-        raise InputError(f"k: expected a whole number from 1 to {min(op.shape)}, got {k!r}")
+        raise InputError(f"k: expected a whole number from 1 to {min(op.shape)}, got {doors.shown(k)}")
 
 
 def check_positive(name: str, value: Any) -> None:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        raise InputError(f"{name}: expected a whole number of at least 1, got {doors.shown(value)}")
 
 
 def residuals(op: Any, U: Array, S: Array, V: Array) -> Array:

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from tightpass.errors import InputError
+from tightpass import doors
 from tightpass.kernels.reference_svd import on_host
 from tightpass.spectra.krylov import Leading, check_rank, residuals
 from tightpass.spectra.operand import check_operator, operand
+
+POWERS = 10**6
+"""More power iterations than this nobody waits for."""
 
 
 def rough_svds(A: Any, k: int, power: int = 2, oversampling: int = 10, seed: int = 0) -> Leading:
@@ -20,9 +23,8 @@ def rough_svds(A: Any, k: int, power: int = 2, oversampling: int = 10, seed: int
     """
     op = operand(A)
     check_rank(op, k)
-    for name, value in (("power", power), ("oversampling", oversampling)):
-        if not isinstance(value, int | np.integer) or value < 0:
-            raise InputError(f"{name}: expected a whole number of at least 0, got {value!r}")
+    k, seed = int(k), doors.seed(seed)
+    power, oversampling = doors.whole("power", power, 0, POWERS), doors.whole("oversampling", oversampling)
     check_operator(op, seed)
     width = min(k + oversampling, *op.shape)
     X = op.new(np.random.default_rng(seed).standard_normal((op.shape[1], width)))

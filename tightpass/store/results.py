@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from tightpass.rank.evidence import Evidence
 from tightpass.rank.floor import Floor
 from tightpass.rank.interval import LABELS
 from tightpass.rank.verdict import Spectrum
-from tightpass.store.shards import sync
+from tightpass.store.publish import published
 from tightpass.store.stored import check_evidence, check_part, door, parsed
 
 SCHEMA = 2
@@ -68,17 +66,11 @@ class Detail:
 
 
 def save(path: Path, records: list[Record], provenance: dict[str, Any], token_ids: list[int]) -> None:
-    """Writes all records under a unique name, syncs, reads back, renames."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
-    try:
+    """Writes all records under a unique name, reads back, syncs, renames."""
+    with published(path) as part:
         _dataset(records, provenance, token_ids).to_netcdf(part, engine="h5netcdf")
-        sync(part)
         if len(load(part)[0]) != len(records):
             raise VerificationError(f"{part} does not read back what was written")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def _dataset(records: list[Record], provenance: dict[str, Any], token_ids: list[int]) -> xr.Dataset:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobian.operator import Panel
 from tightpass.rank.evidence import Evidence
+from tightpass.store.publish import part_of, sync
 from tightpass.store.stored import check_evidence, door, parsed
 from tightpass.structure import STRUCTURES, Structure
 
@@ -55,7 +55,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, layout: Layout, identity: str, x: np.ndarray) -> None:
         self.path, self.layout, self.at = path, layout, 0
-        self.part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+        self.part = part_of(path)
         self.file: h5py.File | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -162,15 +162,6 @@ def _panels_of(file: h5py.File, path: Path, layout: Layout, count: int | None = 
             tuple(int(t) for t in file["column_token"][some]),
             torch.from_numpy(blocks),
         )
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or a directory's entries, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Shard:
