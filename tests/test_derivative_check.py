@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tightpass.errors import VerificationError
-from tightpass.models.blocks import _check_derivative
+from tightpass.models.blocks import check_by_differences
 
 
 def norm_then(act, d=12):
@@ -59,11 +59,11 @@ INPUTS = [at(0.0), at(1e4), at(1e6), at(1e8), at(0.0, 1e-8), at(3.0, 0.0), at(0.
 @pytest.mark.parametrize("x", INPUTS)
 @pytest.mark.parametrize("act", [nn.GELU(), nn.Tanh(), nn.Softmax(-1)])
 def test_legitimate_inputs_pass(x, act):
-    _check_derivative(as_block(norm_then(act), x))
+    check_by_differences(as_block(norm_then(act), x))
 
 
 @pytest.mark.parametrize("x", [at(0.0), at(1e4), at(1e6)])
 @pytest.mark.parametrize("act", [InFloat32(), Off()])
 def test_lower_precision_and_wrong_derivatives_are_refused(x, act):
     with pytest.raises(VerificationError, match="differs from finite differences"):
-        _check_derivative(as_block(norm_then(act), x))
+        check_by_differences(as_block(norm_then(act), x))

@@ -24,6 +24,7 @@ from tightpass.jacobian.probe import check_structure
 from tightpass.kernels import native
 from tightpass.kernels.forks import check_threads
 from tightpass.models.blocks import Block
+from tightpass.models.perturbed import rounding
 from tightpass.structure import BlockDiagonal, Dense, Structure
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -248,6 +249,22 @@ class Jacobian:
                 return self.form.energy()
         return sum(float(panel.blocks.double().square().sum()) for panel in self.panels())
 
+    def matmat_rounding(self, X: torch.Tensor) -> float:
+        """‖change‖_F that a rounding in every operation makes to J·X, for X (N_in, k): as automatic differentiation computes
+        it, forward pass included. Closed forms cancel less."""
+        tangents = _by_token(X, self.tokens_in)
+        return rounding(lambda: self._anew().push(tangents), self.dtype)
+
+    def rmatmat_rounding(self, Y: torch.Tensor) -> float:
+        """The same of Jᵀ·Y, for Y (N_out, k)."""
+        cotangents = _by_token(Y, self.tokens_out)
+        return rounding(lambda: self._anew().pull(cotangents), self.dtype)
+
+    def _anew(self) -> Linearisation:
+        """No forward pass is kept; ReLU units are held, since one within rounding of zero may flip."""
+        fn = self._whole.fn if self.block is None else self.block.in_precision(self.dtype).function()
+        return Linearisation(fn, self.x, self._whole.columns)
+
     def factors(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
         """C (n, d_out) and B (n, d_in) with block (t, t) = CᵀB, where fewer units than the width are active.
 
@@ -336,6 +353,7 @@ class Transposed:
         self.dtype, self.device = J.dtype, J.device
         self.matvec, self.rmatvec, self.matmat, self.rmatmat = J.rmatvec, J.matvec, J.rmatmat, J.matmat
         self.form, self.energy = J.form, J.energy
+        self.matmat_rounding, self.rmatmat_rounding = J.rmatmat_rounding, J.matmat_rounding
 
     def __matmul__(self, Y: Array) -> Array:
         return self.T.rmatvec(Y) if getattr(Y, "ndim", 2) == 1 else self.T.rmatmat(Y)
