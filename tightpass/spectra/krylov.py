@@ -89,6 +89,8 @@ def svds(
         settled = basis.run(tol, limit)
         U, S, V = basis.ritz(k)
         complete = _what_is_certain(counted, S, float(np.sum(basis.s[k:] ** 2)))
+        if complete is None and basis.is_whole:
+            complete = "certain: the basis spans everything"
         if complete is not None or not settled:
             break
         if not basis.finds_more(tol):
@@ -150,6 +152,11 @@ class _Basis:
         self._next(op.new(rng.standard_normal((n, width))))
         self.coupling = np.zeros((width, width))
         self.P, self.s, self.Qh = np.zeros((0, 0)), np.zeros(0), np.zeros((0, 0))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no direction is left that a fresh start could add."""
+        return self.q == self.full
 
     def run(self, tol: float, limit: int) -> bool:
         """Grows until k triplets have residuals below tol·σ₁, or the limit is reached; True in the first case."""
