@@ -29,7 +29,8 @@ def check_derivative(block: Block) -> None:
     try:
         check_by_differences(block)
     except VerificationError:
-        exact = twice(block)
+        # the value itself of a float32 block may be too far off to tell whether the formulas are its own
+        exact = twice(block) or twice(block.in_precision(torch.float64))
         if exact is None:
             raise
         check_by_formulas(block, exact)

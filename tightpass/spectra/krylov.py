@@ -301,5 +301,5 @@ def _what_is_certain(op: _Counted, S: Array, seen: float) -> str | None:
     rounding = allowed_energy(max(op.shape), op.dtype)
     if seen >= squares[-1] or squares.sum() * rounding >= squares[-1] or (energy := op.energy()) is None:
         return None
-    left = energy - float(squares.sum()) + rounding * energy
+    left = max(energy - float(squares.sum()), 0.0) + rounding * energy  # it may be rounded, too
     return "certain: the energy that is left is below σ_k²" if left < squares[-1] else None
