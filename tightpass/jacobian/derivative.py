@@ -15,7 +15,7 @@ from tightpass.jacobian.twice.block import Twice, twice
 from tightpass.jacobian.twice.pair import of
 from tightpass.models.blocks import Block, check_by_differences
 from tightpass.models.differences import direction
-from tightpass.models.perturbed import rounding
+from tightpass.models.stochastic import rounding
 
 ROUNDINGS = 16.0
 """Times the measured effect of rounding that a derivative may be off. Of 300 hostile blocks no right one was off by more than

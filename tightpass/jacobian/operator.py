@@ -24,7 +24,7 @@ from tightpass.jacobian.probe import check_structure
 from tightpass.kernels import native
 from tightpass.kernels.forks import check_threads
 from tightpass.models.blocks import Block
-from tightpass.models.perturbed import rounding
+from tightpass.models.stochastic import rounding
 from tightpass.structure import BlockDiagonal, Dense, Structure
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)

@@ -99,10 +99,8 @@ class Spectrum:
         if self.evidence.estimated:
             return float("inf")
         slack = 1 + allowed_energy(self.size, self.values.dtype)
-        values = self.values.astype(np.float64)
-        energy = max(self.evidence.energy, math.fsum(values**2))  # what cancels in a closed form may leave it too small
-        whole = math.sqrt(energy) * slack + math.sqrt(self.size) * self.evidence.arithmetic.bound
-        known = np.maximum(values - self.floor.total, 0)
+        whole = math.sqrt(self.evidence.energy) * slack + math.sqrt(self.size) * self.evidence.arithmetic.bound
+        known = np.maximum(self.values.astype(np.float64) - self.floor.total, 0)
         return max(whole**2 - math.fsum(known**2), 0.0)
 
     def rank_curve(self, taus: ArrayLike | None = None) -> pd.DataFrame:

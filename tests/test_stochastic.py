@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tightpass.models.perturbed import rounding
+from tightpass.models.stochastic import rounding
 
 
 def drawn(*shape, seed=0):
