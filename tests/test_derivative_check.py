@@ -149,3 +149,11 @@ def test_a_slope_that_no_rounding_moves_is_wrong():
     block = hostile(430)
     with pytest.raises(VerificationError, match="differs from its formulas"):
         check_by_formulas(altered(block, doubled), twice(block))
+
+
+def test_a_derivative_that_is_not_finite_is_said_to_be():
+    block = hostile(790)
+    with pytest.raises(
+        VerificationError, match="is not finite: float32's range ends inside; load the model in float64"
+    ):
+        check_by_formulas(altered(block, lambda block, f, dtype: lambda at: f(at) * torch.inf), twice(block))

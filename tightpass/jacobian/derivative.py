@@ -8,6 +8,8 @@ rounding is wrong.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from tightpass.errors import VerificationError
@@ -71,6 +73,8 @@ class _Pushed:
 def _wrong(block: Block, gap: float, allowed: float, size: float) -> VerificationError:
     name, scale = str(block.x.dtype).removeprefix("torch."), size if size > 0 else 1.0
     remedy = "" if block.x.dtype == torch.float64 else "; load the model in float64"
+    if not math.isfinite(gap):
+        return VerificationError(f"the derivative of {block.name} is not finite: {name}'s range ends inside{remedy}")
     return VerificationError(
         f"the derivative of {block.name} differs from its formulas by {gap / scale:.1e}, rounding explains "
         f"{allowed / scale:.0e}: it is wrong, not computed in {name} throughout, or leaves {name}'s range inside{remedy}"
