@@ -47,7 +47,8 @@ def check_by_formulas(block: Block, exact: Twice) -> None:
     pushed = {dtype: _Pushed(block, v, dtype) for dtype in (torch.float32, torch.float64)}
     for dtype in {block.x.dtype, torch.float64}:
         gap = float((pushed[dtype].value - true).norm())
-        if not gap <= (allowed := ROUNDINGS * (pushed[dtype].rounding() + torch.finfo(dtype).eps * size)):
+        allowed = ROUNDINGS * (pushed[dtype].rounding() + torch.finfo(dtype).eps * size)
+        if not (math.isfinite(gap) and gap <= allowed):
             raise _wrong(block, gap, allowed, size)
     wide, narrow = pushed[torch.float64].value, pushed[torch.float32].value
     gap, apart, own = (float(at.norm()) for at in (wide - true, wide - narrow, wide))
