@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 
+import fuzz_cases
+import fuzzing
 import numpy as np
 import pytest
+import small_models
 import torch
 from small_models import HF_MODELS
 from torch import nn
@@ -329,6 +333,54 @@ def test_wrong_blocks_are_an_error(monkeypatch, form, writer):
         tp.spectrum(J)
 
 
+def cancelling(kind, rest):
+    """Units, or heads, in pairs that are alike and leave in opposite directions, but for a part: J is so much smaller than
+    what it is the sum of."""
+    model = small_models.opt() if kind == "mlp" else small_models.bert(hidden_size=16, num_attention_heads=4)
+    with torch.no_grad():
+        if kind == "mlp":
+            first, second = model.decoder.layers[1].fc1, model.decoder.layers[1].fc2
+            pairs = [(first.weight, 1), (first.bias, 1), (second.weight.T, -1 - rest)]
+        else:
+            own = model.encoder.layer[1].attention
+            parts = [getattr(own.self, name) for name in ("query", "key", "value")]
+            pairs = [(p.unflatten(0, (4, 4)), 1) for part in parts for p in (part.weight, part.bias)]
+            pairs.append((own.output.dense.weight.T.unflatten(0, (4, 4)), -1 - rest))
+        for parameter, factor in pairs:
+            parameter[1::2] = factor * parameter[::2]
+    return tp.block(tp.load_model(model), kind, layer=1, token_ids=[5, 17, 2, 88])
+
+
+@pytest.mark.parametrize(("form", "writer", "rest"), [("attn", "write", 2.0**-36), ("mlp", "blocks", 2.0**-20)])
+def test_wrong_blocks_are_an_error_where_much_cancels(monkeypatch, form, writer, rest):
+    J = tp.jacobian(cancelling(form, rest))
+    assert J.form is not None
+    assert tp.spectrum(J).floor.total / float(J.dense().norm()) > 1e-17 / rest
+    right = getattr(type(J.form), writer)
+    monkeypatch.setattr(type(J.form), writer, lambda *given: right(*given).mul_(1.01))
+    with pytest.raises(VerificationError, match=r"written blocks times a random vector differ .* kernels are wrong"):
+        tp.spectrum(J)
+
+
+@pytest.mark.parametrize("seed", [65, 402, 490, 745, 1435])
+def test_blocks_that_are_all_rounding_are_no_mistake(seed):
+    """LayerNorms of one or two entries behind numbers of 1e8: the floor says what is left of J."""
+    outcome = fuzzing.examine(fuzz_cases.seeded(seed))
+    assert outcome.refusal is None
+    assert outcome.faults == []
+
+
+@pytest.mark.parametrize("route", ["form", "automatic"])
+def test_who_is_to_blame_for_wrong_blocks(monkeypatch, route):
+    """Kernels only where they had a part in it."""
+    J = tp.jacobian(blocks("bert", "mlp" if route == "form" else "layer"))
+    right = J.panels
+    J.panels = lambda: (replace(panel, blocks=panel.blocks * 1.001) for panel in right())
+    words = "kernels are wrong on this machine" if route == "form" else "reverse and forward mode contradict each other"
+    with pytest.raises(VerificationError, match=words):
+        tp.spectrum(J)
+
+
 def test_factors_that_cancel_are_left_aside():
     """With terms of CᵀB a million times larger than their sum, the core would lose six digits."""
     g = torch.Generator().manual_seed(0)
@@ -361,8 +413,6 @@ def test_an_unknown_module_has_no_closed_form():
 
         def forward(self, x):
             return self.inner(x)
-
-    from dataclasses import replace
 
     odd = replace(block, layers=(replace(block.layers[0], up=Other(block.layers[0].up)),))
     with warnings.catch_warnings():

@@ -7,6 +7,9 @@ import pytest
 import truth
 from small_models import HF_MODELS
 
+from tightpass.errors import InputError
+from tightpass.rank.floor import Floor, Part
+
 QUICK = [(name, kind, dtype) for name in HF_MODELS for kind in ("mlp", "attn") for dtype in ("float64", "float32")]
 ALL = [
     (name, kind, dtype)
@@ -54,3 +57,13 @@ def test_a_floor_that_is_too_small_is_noticed(factor):
 
 def test_a_floor_that_is_too_large_is_noticed():
     assert not all(of(case, "exact").is_tight(12.0) for case in QUICK)
+
+
+@pytest.mark.parametrize("bound", [float("inf"), float("nan"), 1e308])
+def test_an_infinite_floor_is_said_in_words(bound):
+    """Also one whose double, the default threshold, is."""
+    parts = Part("SVD", 1.0, "measured", "certain"), Part("model arithmetic", bound, "measured: by products", "certain")
+    with pytest.raises(
+        InputError, match=r"the floor is infinite, since its part model arithmetic .*by products.*rescale"
+    ):
+        Floor(parts, 1.0)

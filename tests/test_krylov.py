@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fuzz_cases
+import fuzzing
 import numpy as np
 import pytest
 import scipy.sparse.linalg as sparse
 import torch
+from fuzz_cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from svd_matrices import with_spectrum
@@ -301,3 +304,43 @@ def test_an_operator_without_one_of_its_products_is_named(missing):
     del products["rmatvec"]
     with pytest.raises(InputError, match="rmatmat fails"):
         tp.svds(sparse.LinearOperator(A.shape, dtype=float, **products), 2)
+
+
+# ---- Jacobians whose products cancel inside
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_attention_behind_a_layer_norm_of_two_entries(seed):
+    """The norm removes all but 1e-5 of what goes through it, and rounding is that of what went in."""
+    assert_fine(Case("opt", "attn", "float64", 3, 2, seed, "normal", 1.0, layer=0, pre_norm=True, bias=0.2,
+                     plain_norm=True, method="topk"))  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [50, 153, 162])
+def test_hostile_leading_values(seed):
+    """A basis that is complete is not searched for more."""
+    assert_fine(fuzz_cases.seeded(seed))
+
+
+def assert_fine(case):
+    outcome = fuzzing.examine(case)
+    assert outcome.refusal is None
+    assert outcome.faults == []
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"matmat": lambda right: lambda X: right(X) + 1e-3 * right(X * X)}, "not linear"),
+        ({"rmatmat": lambda right: lambda Y: 1.01 * right(Y)}, "not the adjoint"),
+    ],
+)
+def test_wrong_products_are_refused_where_they_cancel(wrong, message, transposed):
+    case = Case("opt", "attn", "float64", 3, 2, 0, "normal", 1.0, layer=0, pre_norm=True, bias=0.2, plain_norm=True)
+    model = tp.load_model(fuzz_cases.model(case))
+    J = tp.jacobian(tp.block(model, "attn", 0, token_ids=fuzz_cases.token_ids(case)))
+    for name, change in wrong.items():
+        setattr(J, name, change(getattr(J, name)))
+    with pytest.raises(InputError, match="not linear|not the adjoint" if transposed else message):
+        tp.svds(J.T if transposed else J, 2)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from fuzz_cases import Case
+from torch import nn
 
 import tightpass as tp
-from tightpass.jacobian.perturbed import Perturbing, moved
+from tightpass.jacobian.perturbed import Perturbing, moved, rounding
 
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23}
 
@@ -109,3 +110,49 @@ def test_many_rows_by_combinations_of_them():
     assert 0.3 <= size <= 30
     true = torch.block_diag(*((1 - torch.tanh(row @ A) ** 2)[:, None] * A.T for row in x_of(20, 40)))
     assert np.linalg.norm(J.dense() - true, 2) <= 2 * moved(J.differentiated)
+
+
+# ---- what checks may blame on rounding: float32 against float64
+
+X, A = x_of(6, 8, dtype=torch.float32), x_of(8, 8, dtype=torch.float32, seed=1)
+FUNCTIONS = {
+    "plain": lambda x: x @ A.to(x),
+    "a large part in common": lambda x: (x @ A.to(x) + 1e4) - 1e4,
+    "terms that cancel": lambda x: torch.cat([x, x], -1) @ torch.cat([A, -(A + 1e-4)]).to(x),
+    "LayerNorm of a large mean": lambda x: nn.functional.layer_norm(x + 1e3, (8,)),
+    "softmax of large scores": lambda x: (10 * x @ A.to(x)).softmax(-1),
+    "in place": lambda x: (x @ A.to(x)).add_(1e4).sub_(1e4),
+}
+
+
+def slope(f):
+    return lambda x: torch.func.jvp(f, (x,), (torch.flip(x, (0,)),))[1]
+
+
+def gradient(f):
+    return lambda x: torch.func.vjp(f, x)[1](torch.flip(x @ A.to(x), (0,)))[0]
+
+
+@pytest.mark.parametrize("of", [lambda f: f, slope, gradient], ids=["value", "jvp", "vjp"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_measured_rounding_is_that_of_the_precision(name, of):
+    f = of(FUNCTIONS[name])
+    measured = rounding(lambda: f(X), torch.float32)
+    true = float((f(X).double() - f(X.double())).norm())
+    assert 0.3 * true <= measured <= 100 * true + 1e-6 * float(f(X).norm())
+    assert rounding(lambda: f(X), torch.float32) == measured
+
+
+def test_a_lower_precision_is_not_taken_for_rounding():
+    wide = X.double()
+    f = lambda x: torch.tanh(x.float()).double() @ A.double()  # noqa: E731
+    true = float((f(wide) - torch.tanh(wide) @ A.double()).norm())
+    assert rounding(lambda: f(wide), torch.float64) < 1e-6 * true
+
+
+def test_a_mask_stays_a_mask():
+    lowest = torch.finfo(torch.float32).min
+    mask = torch.triu(torch.full((6, 6), lowest), 1)
+    weights = (X @ X.T + mask).softmax(-1)
+    assert float(weights.triu(1).sum()) == 0
+    assert rounding(lambda: (X @ X.T + mask).softmax(-1), torch.float32) < 1e-4

@@ -8,8 +8,8 @@ __version__ = version("tightpass")
 from tightpass.compare import compare
 from tightpass.config import Config
 from tightpass.errors import DoesNotFitError, InputError, TightpassError, VerificationError
+from tightpass.jacobian.checked import block
 from tightpass.jacobian.operator import jacobian
-from tightpass.models.blocks import block
 from tightpass.models.loading import load_model
 from tightpass.rank.difference import difference
 from tightpass.rank.spectrum import spectrum

@@ -21,9 +21,10 @@ from threadpoolctl import threadpool_limits
 from tightpass import doors, text
 from tightpass.config import Config
 from tightpass.errors import InputError, VerificationError
+from tightpass.jacobian.checked import build_checked
 from tightpass.jacobian.operator import Jacobian
 from tightpass.memory import memory_limit
-from tightpass.models.blocks import Options, build
+from tightpass.models.blocks import Options
 from tightpass.models.capture import Captured, capture
 from tightpass.models.loading import Model, check_given, load_model, locate
 from tightpass.models.tokens import Tokens, tokenize
@@ -184,7 +185,7 @@ def _compute(model: Model, config: Config, directory: Path, limit: int, progress
     if tokens.random:
         say(f"{model.name} gets {tokens.origin}; the numbers are those of no text")
     captured = capture(model, tokens.ids)
-    build(captured, listed[0])  # the load-time checks, before anything is written
+    build_checked(captured, listed[0])  # the load-time checks, before anything is written
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory):
         refuse_other_question(directory, config)  # another run may have come first
@@ -372,7 +373,7 @@ class _Job:
             writer.discard()
 
     def jacobian(self, options: Options) -> Jacobian:
-        block = build(self.captured, options)
+        block = build_checked(self.captured, options)
         return Jacobian(block.function(), block.x, block.structure, block=block, memory=self.memory)
 
     def judged(self, shard: Shard, seconds: dict[str, float], options: Options, factors: Factors | None) -> Spectrum:

@@ -20,6 +20,7 @@ from tightpass.jacobian.autodiff import Function, Linearisation, chunk_size
 from tightpass.jacobian.closed import ClosedForm, closed_form
 from tightpass.jacobian.diagnose import WHO_KNOWS, check_function, diagnosis
 from tightpass.jacobian.mlp import ClosedMLP
+from tightpass.jacobian.perturbed import rounding
 from tightpass.jacobian.precision import check_precision_settings
 from tightpass.jacobian.probe import check_structure
 from tightpass.kernels import native
@@ -266,6 +267,22 @@ class Jacobian:
                 return self.form.energy()
         return sum(float(panel.blocks.double().square().sum()) for panel in self.panels())
 
+    def matmat_rounding(self, X: torch.Tensor) -> float:
+        """‖change‖_F that a rounding in every operation makes to J·X, for X (N_in, k): as automatic differentiation computes
+        it, forward pass included. Closed forms cancel less."""
+        tangents = _by_token(X, self.tokens_in)
+        return rounding(lambda: self._anew().push(tangents), self.dtype)
+
+    def rmatmat_rounding(self, Y: torch.Tensor) -> float:
+        """The same of Jᵀ·Y, for Y (N_out, k)."""
+        cotangents = _by_token(Y, self.tokens_out)
+        return rounding(lambda: self._anew().pull(cotangents), self.dtype)
+
+    def _anew(self) -> Linearisation:
+        """No forward pass is kept; ReLU units are held, since one within rounding of zero may flip."""
+        fn = self._whole.fn if self.block is None else self.block.in_precision(self.dtype).function()
+        return Linearisation(fn, self.x, self._whole.columns)
+
     def factors(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
         """C (n, d_out) and B (n, d_in) with block (t, t) = CᵀB, where fewer units than the width are active.
 
@@ -356,6 +373,7 @@ class Transposed:
         self.shape = J.shape[::-1]
         self.dtype, self.device = J.dtype, J.device
         self.form, self.energy = J.form, J.energy
+        self.matmat_rounding, self.rmatmat_rounding = J.rmatmat_rounding, J.matmat_rounding
 
     def __matmul__(self, Y: Array) -> Array:
         return self.T._backward(Y, "J.T @ y" if getattr(Y, "ndim", 2) == 1 else "J.T @ Y")

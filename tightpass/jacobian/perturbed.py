@@ -1,12 +1,14 @@
 """A function's Jacobian once more with every operation perturbed: how much its rounding may matter.
 
 Monte Carlo arithmetic (Parker 1997; Vignes 2004): each result, and what sums and fused operations read, is multiplied by
-1 + eps·z for a Gaussian z. Where a computation cancels, in its value or in a derivative that torch has rounded to 0 or 1
+1 + eps·z for a Gaussian z. The same tells checks what rounding may explain. Where a computation cancels, in its value or in a derivative that torch has rounded to 0 or 1
 and lost, so do its perturbed versions, by different amounts.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,60 +34,92 @@ EXACT = frozenset(
     """.split()  # noqa: SIM905 - to be read
 )
 """Operations that round nothing."""
-HIDDEN = {"gelu": 0, "gelu_backward": 0}
-"""Operations that cancel inside, where nothing shows it: off by a rounding of this argument, whatever they give."""
+PLAIN = frozenset(
+    [
+        "add",
+        "cos",
+        "div",
+        "exp",
+        "log",
+        "mul",
+        "pow",
+        "reciprocal",
+        "rsqrt",
+        "rsub",
+        "sigmoid",
+        "sin",
+        "sqrt",
+        "square",
+        "sub",
+        "tan",
+        "tanh",
+        "true_divide",
+    ]
+)
+"""Operations that round nothing but what they give."""
+HIDDEN: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "gelu": lambda args, out: args[0],  # 1 + erf cancels in the tail
+    "gelu_backward": lambda args, out: args[0],
+    "_softmax": lambda args, out: torch.special.entr(out),  # −a·log a: its exponents are rounded
+    "_safe_softmax": lambda args, out: torch.special.entr(out),
+}
+"""What more operations round inside, where neither arguments nor results show it: of the size of these."""
 
 
 class Perturbing(TorchDispatchMode):
-    """Every operation inside is off by about a rounding unit of its precision."""
+    """Every operation inside is off by about a rounding unit of its precision; where `only` one is given, those in that."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, only: torch.dtype | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.source = torch.Generator().manual_seed(seed)
+        self.source, self.only = torch.Generator().manual_seed(seed), only
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__.removesuffix("_")
         if func.is_view or name in EXACT:
             return func(*args, **kwargs)
+        read = (args, kwargs) if name in PLAIN else tree_map_only(torch.Tensor, self._off, (args, kwargs))
         if func._schema.is_mutable:  # what is written to must stay the same tensor
-            out = func(args[0], *tree_map_only(torch.Tensor, self._off, args[1:]), **kwargs)
-            if isinstance(out, torch.Tensor) and out.is_floating_point():
-                out.mul_(self._factor(out))
-            return out
-        out = func(*tree_map_only(torch.Tensor, self._off, args), **tree_map_only(torch.Tensor, self._off, kwargs))
+            out = func(args[0], *read[0][1:], **read[1])
+            return out.copy_(self._off(out)) if isinstance(out, torch.Tensor) else out
+        out = func(*read[0], **read[1])
         if name in HIDDEN:
-            out = out + args[HIDDEN[name]] * (self._factor(out) - 1)
+            hidden = HIDDEN[name](args, out)
+            out = out + (self._off(hidden) - hidden)
         return tree_map_only(torch.Tensor, self._off, out)
 
     def _off(self, a: torch.Tensor) -> torch.Tensor:
-        if not a.is_floating_point() or a._is_zerotensor():
+        rounds = a.is_floating_point() or a.is_complex()
+        if not rounds or a._is_zerotensor() or self.only not in (None, a.dtype):
             return a
-        return a * self._factor(a)
+        z = torch.randn(a.shape, generator=self.source, dtype=a.dtype).to(a.device)
+        off = a * (1 + torch.finfo(a.dtype).eps * z)
+        return torch.where(off.isfinite(), off, a)  # the lowest number of a mask stays
 
-    def _factor(self, a: torch.Tensor) -> torch.Tensor:
-        z = torch.randn(a.shape, generator=self.source, dtype=a.dtype)
-        return (1 + torch.finfo(a.dtype).eps * z).to(a.device)
+
+def rounding(product: Callable[[], torch.Tensor], only: torch.dtype | None = None) -> float:
+    """How far what `product` computes, (k, ..), moves as a matrix of k rows, ‖·‖₂: the root of the mean square over all
+    draws; infinite where one is not finite."""
+    plain, sizes = product(), []
+    for seed in range(DRAWS):
+        with Perturbing(seed, only):
+            off = product()
+        sizes.append(_norm((off - plain).double().flatten(1)))
+    return float(torch.tensor(sizes, dtype=torch.float64).square().mean().sqrt())
 
 
 def moved(whole: Linearisation) -> float:
-    """‖J_perturbed − J‖, the root of the mean square over all draws; of a J with many rows as ‖·‖_F, from random
-    combinations of them, else as ‖·‖₂."""
+    """‖J_perturbed − J‖: of a J with many rows as ‖·‖_F, from random combinations of them, else as ‖·‖₂."""
     probes = _cotangents(whole.y)
-    plain = whole.pull(probes)
-    sizes = []
-    for seed in range(DRAWS):
-        with Perturbing(seed):
-            shaken = Linearisation(whole.fn, whole.x, whole.columns).pull(probes)
-        apart = (shaken - plain).double().flatten(1)
-        sizes.append(_norm(apart))
-    return float(torch.tensor(sizes, dtype=torch.float64).square().mean().sqrt())
+    return rounding(lambda: Linearisation(whole.fn, whole.x, whole.columns).pull(probes))
 
 
 def _norm(rows: torch.Tensor) -> float:
     largest = float(rows.abs().max())
-    if not 0 < largest < torch.inf:
-        return largest
+    if largest == 0:
+        return 0.0
+    if not math.isfinite(largest):
+        return math.inf
     return largest * float(torch.linalg.matrix_norm(rows / largest, 2))
 
 

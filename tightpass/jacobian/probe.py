@@ -100,20 +100,11 @@ class WrittenProduct:
         products = (blocks @ self.v[list(columns), :, None])[..., 0]
         self.sum.index_add_(0, torch.tensor(rows, device=self.sum.device), products)
 
-    def check(self, expected: torch.Tensor, name: str, allowed: float | None = None) -> float:
-        """‖Σ blocks·v − J·v‖/‖J·v‖, J·v (tokens_out, d_out). Raises VerificationError unless it is within rounding, or as
-        much as is allowed."""
-        allowed = explained(expected.dtype) if allowed is None else allowed
+    def error(self, expected: torch.Tensor) -> float:
+        """‖Σ blocks·v − J·v‖/‖J·v‖, J·v (tokens_out, d_out)."""
         gap, size = self.sum.double() - expected.double(), expected.double()
         largest = max(float(size.abs().max()), torch.finfo(torch.float64).tiny)  # squares may leave the range
-        error = ratio(float((gap / largest).norm()), float((size / largest).norm()))
-        if not error <= allowed:
-            raise VerificationError(
-                f"{name}: the written blocks times a random vector differ from J·v by {error:.1e} "
-                f"(rounding explains {allowed:.0e}); the kernels are wrong on this machine: "
-                "set TIGHTPASS_KERNELS=reference, and report what `tightpass doctor` prints"
-            )
-        return error
+        return ratio(float((gap / largest).norm()), float((size / largest).norm()))
 
 
 def explained(dtype: torch.dtype) -> float:

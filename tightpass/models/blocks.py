@@ -1,7 +1,7 @@
 """A model, a kind and a layer -> a block: a function of (tokens, width), and its input x.
 
-Every block is checked when it is built: it reproduces the outputs captured in the ordinary
-forward pass, and its derivative agrees with finite differences of its own precision.
+Every block is checked when it is built: it reproduces the outputs captured in the ordinary forward pass. Its derivative is
+checked where formulas for it are known besides (`jacobian/derivative.py`); finite differences are here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,11 +16,10 @@ from torch import nn
 
 from tightpass import doors
 from tightpass.errors import InputError, VerificationError
-from tightpass.models.capture import Call, Captured, capture, record
+from tightpass.models.capture import Call, Captured, record
 from tightpass.models.differences import direction, loses_precision, slope_error
 from tightpass.models.families import LayerParts, in_features
 from tightpass.models.loading import Model
-from tightpass.models.tokens import check_ids, tokenize
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
 
 KINDS = ("mlp", "attn", "head", "layer", "model")
@@ -240,56 +238,6 @@ def head_share(parts: LayerParts, mixed: torch.Tensor, head: int) -> torch.Tenso
     return share
 
 
-def block(
-    model: Model,
-    kind: str,
-    layer: int | None = None,
-    head: int | None = None,
-    text: str | None = None,
-    tokens: int = 64,
-    token_ids: list[int] | None = None,
-    norm: bool = True,
-    residual: bool = False,
-    special: bool = True,
-    seed: int = 0,
-) -> Block:
-    """One block of a model at the activations that a text, or token ids, give.
-
-    kind   "mlp", "attn", "head" (with `head`), "layer" or "model" (without `layer`)
-    norm, residual, special    as the words of the design have it: the pre-norm that the block
-           reads through, the identity beside it, the tokenizer's special tokens
-
-    Raises InputError for what the model does not have.
-    """
-    if not isinstance(model, Model):
-        raise InputError(f"block expects the result of tightpass.load_model, got {type(model).__name__}")
-    layer, head = _integer("layer", layer), _integer("head", head)
-    count = _integer("tokens", tokens)
-    if count is None:
-        raise InputError("tokens must be an integer, got None")
-    if text is not None and token_ids is not None:
-        raise InputError("give text or token_ids, not both")
-    norm, residual, special = (
-        doors.flag(name, value) for name, value in (("norm", norm), ("residual", residual), ("special", special))
-    )
-    options = Options(kind, layer, head, norm, residual)
-    check_options(model, options)
-    if token_ids is None:
-        ids = tokenize(model, count, text, special, doors.seed(seed)).ids
-    else:
-        ids = check_ids(model, token_ids)
-    return build(capture(model, ids), options)
-
-
-def _integer(name: str, value: Any) -> int | None:
-    """An integer of Python or NumPy, or None. Raises InputError for anything else."""
-    if value is None:
-        return None
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise InputError(f"{name} must be an integer, got {doors.shown(value)}")
-    return int(value)
-
-
 def check_options(model: Model, options: Options) -> None:
     """Raises InputError unless the model has such a block."""
     kind, layer, head = options.kind, options.layer, options.head
@@ -316,7 +264,7 @@ def check_options(model: Model, options: Options) -> None:
 
 
 def build(captured: Captured, options: Options) -> Block:
-    """The block at captured inputs, after the load-time checks."""
+    """The block at captured inputs; it reproduces the captured output."""
     model, layer = captured.model, options.layer
     check_options(model, options)
     chosen = range(len(captured.parts)) if layer is None else [layer]
@@ -334,7 +282,6 @@ def build(captured: Captured, options: Options) -> Block:
         final_norm=captured.final_norm if options.kind == "model" and options.norm else None,
     )
     _check_reproduces(made, y.reshape(-1, y.shape[-1]))
-    _check_derivative(made)
     return made
 
 
@@ -409,7 +356,7 @@ def _not_finite(base: nn.Module) -> str:
     return f": NaN or infinity in its weights {', '.join(bad[:3])}{more}; repair the model's files"
 
 
-def _check_derivative(made: Block) -> None:
+def check_by_differences(made: Block) -> None:
     """JVP against central differences, at one activation pattern.
 
     With a step of h relative to x the truncation error is O(h²), and rounding gives eps/h: at

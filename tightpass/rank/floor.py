@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tightpass.errors import InputError
 from tightpass.rank.rounding import add_up
 from tightpass.spectra.twostage import PROBED
 from tightpass.spectra.verify import ASSUMED, CERTAIN, SAMPLED, SvdError
@@ -44,10 +45,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Floor:
-    """The parts, their sum, and for comparison the customary max(m, n)·eps·σ₁."""
+    """The parts, their sum, and for comparison the customary max(m, n)·eps·σ₁.
+
+    Raises InputError where the sum, or the default threshold, twice it, is not finite: it would say nothing.
+    """
 
     parts: tuple[Part, ...]
     conventional: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(2 * self.total):
+            largest = max(self.parts, key=lambda part: math.inf if math.isnan(part.bound) else part.bound)
+            raise InputError(
+                f"the floor is infinite, since its part {largest.name} is {largest.bound:.1e} ({largest.method}): "
+                "numbers inside leave the range of float32 or float64; rescale the weights or the input"
+            )
 
     @property
     def total(self) -> float:

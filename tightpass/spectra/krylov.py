@@ -90,6 +90,8 @@ def svds(
         settled = basis.run(tol, limit)
         U, S, V = basis.ritz(k)
         complete = _what_is_certain(counted, S, float(np.sum(basis.s[k:] ** 2)))
+        if complete is None and basis.is_whole:
+            complete = "certain: the basis spans everything"
         if complete is not None or not settled:
             break
         if not basis.finds_more(tol):
@@ -151,6 +153,11 @@ class _Basis:
         self._next(op.new(rng.standard_normal((n, width))))
         self.coupling = np.zeros((width, width))
         self.P, self.s, self.Qh = np.zeros((0, 0)), np.zeros(0), np.zeros((0, 0))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no direction is left that a fresh start could add."""
+        return self.q == self.full
 
     def run(self, tol: float, limit: int) -> bool:
         """Grows until k triplets have residuals below tol·σ₁, or the limit is reached; True in the first case."""
@@ -295,5 +302,5 @@ def _what_is_certain(op: _Counted, S: Array, seen: float) -> str | None:
     rounding = allowed_energy(max(op.shape), op.dtype)
     if seen >= squares[-1] or squares.sum() * rounding >= squares[-1] or (energy := op.energy()) is None:
         return None
-    left = energy - float(squares.sum()) + rounding * energy
+    left = max(energy - float(squares.sum()), 0.0) + rounding * energy  # it may be rounded, too
     return "certain: the energy that is left is below σ_k²" if left < squares[-1] else None

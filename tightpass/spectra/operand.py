@@ -26,6 +26,8 @@ class Operand:
     new       a NumPy array -> one of the library, precision and device of the products
     back      the same the other way, into the kind of array that the caller gave
     energy    ‖A‖_F², where it is known at no great cost
+    matmat_rounding, rmatmat_rounding    ‖change‖_F that rounding inside makes to A·X, or Aᵀ·Y; 0 for matrices, where it is
+              as large as what comes out, and for operators, which do not know
     """
 
     shape: tuple[int, int]
@@ -35,12 +37,19 @@ class Operand:
     new: Callable[[Array], Array]
     back: Callable[[Array], Array]
     energy: Callable[[], float | None]
+    matmat_rounding: Callable[[Array], float] = lambda X: 0.0
+    rmatmat_rounding: Callable[[Array], float] = lambda Y: 0.0
 
     @property
     def T(self) -> Operand:
-        return replace(self, shape=self.shape[::-1], matmat=self.rmatmat, rmatmat=self.matmat)
+        return replace(
+            self, shape=self.shape[::-1], matmat=self.rmatmat, rmatmat=self.matmat,
+            matmat_rounding=self.rmatmat_rounding, rmatmat_rounding=self.matmat_rounding,
+        )  # fmt: skip
 
 
+ROUNDINGS = 16.0
+"""Times the measured effect of rounding that products may be off."""
 FEW = 64
 """Up to as many columns a product is bound by memory, and the kernels' own is faster than the library's."""
 
@@ -112,6 +121,7 @@ def _of_jacobian(J: Any) -> Operand:
         tuple(J.shape), kind, J.matmat, J.rmatmat,
         lambda values: torch.from_numpy(values.astype(kind)).to(J.device), lambda X: X,
         J.energy if J.form is not None else lambda: None,
+        J.matmat_rounding, J.rmatmat_rounding,
     )  # fmt: skip
 
 
@@ -127,7 +137,13 @@ def scaled(A: Operand, seed: int = 0) -> tuple[Operand, float]:
     def of(product: Callable[[Array], Array]) -> Callable[[Array], Array]:
         return lambda X: product(X) * once * twice
 
-    return replace(A, matmat=of(A.matmat), rmatmat=of(A.rmatmat), energy=lambda: None), 2.0**exponent
+    def size(measured: Callable[[Array], float]) -> Callable[[Array], float]:
+        return lambda X: measured(X) * once * twice
+
+    return replace(
+        A, matmat=of(A.matmat), rmatmat=of(A.rmatmat), energy=lambda: None,
+        matmat_rounding=size(A.matmat_rounding), rmatmat_rounding=size(A.rmatmat_rounding),
+    ), 2.0**exponent  # fmt: skip
 
 
 def _tried(name: str, product: Callable[[Array], Array], columns: Array) -> Array:
@@ -156,16 +172,24 @@ def check_operator(A: Operand, seed: int = 0) -> None:
         if tuple(found.shape) != wanted:
             raise InputError(f"{name}: expected an answer of shape {wanted}, got {tuple(found.shape)}")
     again = A.matmat(X)
-    unit = float(np.finfo(A.dtype).eps) * np.sqrt(max(m, n))
-    size = float((AX**2).sum()) ** 0.5
-    if not np.isfinite(size) or not np.isfinite(float((AtY**2).sum())):
+    unit = 64 * float(np.finfo(A.dtype).eps) * np.sqrt(max(m, n))
+    size, back = float((AX**2).sum()) ** 0.5, float((AtY**2).sum()) ** 0.5
+    if not np.isfinite(size) or not np.isfinite(back):
         raise InputError("its products are not finite")
-    if float(((AX - again) ** 2).sum()) ** 0.5 > 16 * unit * size:
+    if float(((AX - again) ** 2).sum()) ** 0.5 > unit * size / 4:
         raise InputError("the operator gives different answers to the same question; it must be one fixed matrix")
     both = A.matmat(X[:, :1] + 2 * X[:, 1:])
-    if float(((both - AX[:, :1] - 2 * AX[:, 1:]) ** 2).sum()) ** 0.5 > 64 * unit * size:
-        raise InputError("the operator is not linear: A(x + 2y) differs from Ax + 2Ay")
+    bent = float(((both - AX[:, :1] - 2 * AX[:, 1:]) ** 2).sum()) ** 0.5
     left, right = AX.T @ Y, X.T @ AtY
-    scale = size * float((Y**2).sum()) ** 0.5 + float((X**2).sum()) ** 0.5 * float((AtY**2).sum()) ** 0.5
-    if float(((left - right) ** 2).sum()) ** 0.5 > 64 * unit * scale:
+    apart = float(((left - right) ** 2).sum()) ** 0.5
+    reach = float((X**2).sum()) ** 0.5, float((Y**2).sum()) ** 0.5
+    if bent <= unit * size and apart <= unit * (size * reach[1] + reach[0] * back):
+        return
+    pushed, pulled = (
+        A.matmat_rounding(X),
+        A.rmatmat_rounding(Y),
+    )  # what cancels inside rounds by more than what comes out
+    if bent > unit * size + ROUNDINGS * pushed:
+        raise InputError("the operator is not linear: A(x + 2y) differs from Ax + 2Ay")
+    if apart > unit * (size * reach[1] + reach[0] * back) + ROUNDINGS * (pushed * reach[1] + reach[0] * pulled):
         raise InputError("rmatmat is not the adjoint of matmat: yᵀ(Ax) differs from (Aᵀy)ᵀx")

@@ -128,7 +128,11 @@ class Attention:
         scores = matmul(q, sliced(k.mT)) * self.scale
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.hi.device)
         seen = seen.tril() if causal else seen
-        top = scores.where(seen, -torch.inf).hi.amax(-1, keepdim=True)
+        visible = scores.where(seen, -torch.inf)
+        largest = visible.hi.argmax(-1, keepdim=True)
+        top = visible.map(
+            lambda part: part.gather(-1, largest)
+        )  # both parts: of scores of 1e20 the low one is thousands
         grown = exp(scores - top).where(seen, 0.0)
         self.a = grown / grown.sum(-1, keepdim=True)  # (H, T, T)
         self.q, self.qT, self.k, self.kT, self.v, self.vT = (sliced(p) for p in (q, q.mT, k, k.mT, v, v.mT))
