@@ -132,7 +132,9 @@ def test_hostile_blocks_pass(seed):
 @pytest.mark.parametrize("seed", HOSTILE.values(), ids=HOSTILE)
 def test_mistakes_in_hostile_blocks_are_refused(seed, change):
     if (seed, change) == (865, steeper):
-        pytest.skip("one rounding of a softmax weight moves this slope by 1e4 times its size: a thousandth can't be told")
+        pytest.skip(
+            "one rounding of a softmax weight moves this slope by 1e4 times its size: a thousandth can't be told"
+        )
     block = hostile(seed)
     exact = twice(block)
     check_by_formulas(altered(block, lambda block, f, dtype: f), exact)

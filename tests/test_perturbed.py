@@ -30,6 +30,9 @@ CANCELLING = {
     "graded": Case("function", "perceptron", "float64", 2, 4, 881091, "graded", 0.3, mean=1e6, structure="BlockDiagonal"),
     "gelu's tail": Case("function", "gelu", "float64", 2, 3, 1, "normal", 30.0),
     "softmax of one": Case("function", "softmax", "float64", 2, 3, 5, "normal", 10.0),
+    "underflow of exp": Case("function", "bell", "float32", 2, 2, 3, "normal", 30.0),
+    "underflow of softmax": Case("function", "softmax", "float32", 2, 3, 5, "normal", 1e4),
+    "underflow of a gate": Case("function", "gated", "float32", 2, 3, 5, "normal", 1e4),
     "norm of a constant": Case("function", "normed", "float32", 2, 3, 7, "normal", 1.0, mean=1e4),
     "norm of a norm": Case("function", "two norms", "float64", 2, 3, 7, "normal", 1.0),
 }  # fmt: skip

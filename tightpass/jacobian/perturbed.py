@@ -66,6 +66,12 @@ HIDDEN: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 """What more operations round inside, where neither arguments nor results show it: of the size of these."""
 
 
+UNDERFLOWING = frozenset(
+    ["_safe_softmax", "_softmax", "div", "erfc", "exp", "exp2", "gelu", "gelu_backward", "mul", "pow", "reciprocal", "sigmoid", "sigmoid_backward", "square", "tanh_backward"]
+)
+"""Operations that may give 0, or next to it, where the range ends, for arguments that are not 0."""
+
+
 class Perturbing(TorchDispatchMode):
     """Every operation inside is off by about a rounding unit of its precision; where `only` one is given, those in that."""
 
@@ -86,7 +92,22 @@ class Perturbing(TorchDispatchMode):
         if name in HIDDEN:
             hidden = HIDDEN[name](args, out)
             out = out + (self._off(hidden) - hidden)
+        if name in UNDERFLOWING:
+            out = self._above_zero(out, args)
         return tree_map_only(torch.Tensor, self._off, out)
+
+    def _above_zero(self, out: torch.Tensor, args: Any) -> torch.Tensor:
+        """The least normal number, about, in place of what underflowed."""
+        if out.is_meta or not out.is_floating_point() or self.only not in (None, out.dtype):
+            return out
+        least = torch.finfo(out.dtype).tiny
+        under = out.abs() < least
+        for a in args:
+            under = under & (a != 0) if isinstance(a, torch.Tensor) else under
+        if not bool(under.any()):
+            return out
+        z = torch.randn(out.shape, generator=self.source, dtype=out.dtype).to(out.device)
+        return torch.where(under, least * z.abs(), out)
 
     def _off(self, a: torch.Tensor) -> torch.Tensor:
         rounds = a.is_floating_point() or a.is_complex()
