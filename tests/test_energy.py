@@ -6,6 +6,7 @@ import math
 
 import extended
 import fuzz_cases
+import fuzzing
 import mpmath
 import numpy as np
 import pytest
@@ -80,6 +81,15 @@ def test_the_error_of_all_of_j_by_random_vectors(kind):
     panels = list(J.panels())
     true = np.linalg.norm(Difference(J, lambda: iter(panels), exact).whole())
     assert true / 3 <= frobenius(J, exact) <= 20 * true
+
+
+def test_values_that_no_triplet_found_are_in_the_floor():
+    """J is 1e-107 and float32's is 0: the triplets look anywhere, and E along them is not all of E."""
+    c = Case(
+        "bert", "mlp", "float32", 3, 3, 280748, "signs", 1e8, heads=3, units=8, layer=0, activation="tanh", causal=False,
+        bias=100.0, repeated=True, pruned="rows", tied=True, plain_norm=True, method="topk",
+    )  # fmt: skip
+    assert fuzzing.examine(c).faults == []
 
 
 def test_small_balls():

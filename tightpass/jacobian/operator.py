@@ -157,23 +157,25 @@ class Jacobian:
     def _forward(self, X: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
         """J X. `words`: the operation as the caller wrote it; `axes`: how many X may have."""
         columns = self._operand(X, self.shape[1], words, axes)
-        out = self._push(_by_token(columns, self.tokens_in))
+        out = self.push(_by_token(columns, self.tokens_in))
         return _like(out.reshape(len(out), self.shape[0]).T, X)
 
     def _backward(self, Y: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
         """Jᵀ Y, likewise."""
         columns = self._operand(Y, self.shape[0], words, axes)
-        out = self._pull(_by_token(columns, self.tokens_out))
+        out = self.pull(_by_token(columns, self.tokens_out))
         return _like(out.reshape(len(out), self.shape[1]).T, Y)
 
-    def _push(self, tangents: torch.Tensor) -> torch.Tensor:
+    def push(self, tangents: torch.Tensor) -> torch.Tensor:
+        """(k, tokens_in, d_in) tangents -> (k, tokens_out, d_out)."""
         if not len(tangents):
             return tangents.new_zeros(0, self.tokens_out, self.d_out)
         if self.form is None:
             return self._whole.push(tangents)
         return self._in_parts(self.form, self.form.push, tangents)
 
-    def _pull(self, cotangents: torch.Tensor) -> torch.Tensor:
+    def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
+        """(k, tokens_out, d_out) cotangents -> (k, tokens_in, d_in)."""
         if not len(cotangents):
             return cotangents.new_zeros(0, self.tokens_in, self.d_in)
         if self.form is None:

@@ -67,7 +67,23 @@ HIDDEN: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 
 
 UNDERFLOWING = frozenset(
-    ["_safe_softmax", "_softmax", "div", "erfc", "exp", "exp2", "gelu", "gelu_backward", "mul", "pow", "reciprocal", "sigmoid", "sigmoid_backward", "square", "tanh_backward"]
+    [
+        "_safe_softmax",
+        "_softmax",
+        "div",
+        "erfc",
+        "exp",
+        "exp2",
+        "gelu",
+        "gelu_backward",
+        "mul",
+        "pow",
+        "reciprocal",
+        "sigmoid",
+        "sigmoid_backward",
+        "square",
+        "tanh_backward",
+    ]
 )
 """Operations that may give 0, or next to it, where the range ends, for arguments that are not 0."""
 

@@ -49,16 +49,43 @@ class Products(Protocol):
 
 
 class Plain:
-    """Automatic differentiation, as it is."""
+    """Products as they are computed, in their own precision."""
 
-    def __init__(self, whole: Linearisation) -> None:
-        self.whole = whole
+    def __init__(self, of_one: Jacobian | Linearisation, dtype: torch.dtype) -> None:
+        self.of_one, self.dtype = of_one, dtype
 
     def push(self, tangents: Pair) -> Pair:
-        return of(self.whole.push(tangents.rounded().to(self.whole.x.dtype)))
+        return of(self.of_one.push(tangents.rounded().to(self.dtype)))
 
     def pull(self, cotangents: Pair) -> Pair:
-        return of(self.whole.pull(cotangents.rounded().to(self.whole.x.dtype)))
+        return of(self.of_one.pull(cotangents.rounded().to(self.dtype)))
+
+
+class Apart:
+    """E = Ĵ − J, both by products, of vectors that J's own precision holds."""
+
+    def __init__(self, J: Jacobian, exact: Products) -> None:
+        self.computed, self.exact, self.dtype, self.device = Plain(J, J.dtype), exact, J.dtype, J.device
+        self.rows, self.columns = (J.tokens_out, J.d_out), (J.tokens_in, J.d_in)
+
+    def push(self, v: torch.Tensor) -> torch.Tensor:
+        return self._apart(self.computed.push, self.exact.push, v[None])[0].cpu()
+
+    def pull(self, u: torch.Tensor) -> torch.Tensor:
+        return self._apart(self.computed.pull, self.exact.pull, u[None])[0].cpu()
+
+    def columns_of(self, X: torch.Tensor) -> torch.Tensor:
+        """E·X for X (k, tokens_in, d_in), as (k, M)."""
+        return self._apart(self.computed.push, self.exact.push, X).flatten(1).cpu()
+
+    def whole(self) -> Matrix:
+        """E (M, N) of a small J."""
+        units = torch.eye(math.prod(self.columns), dtype=torch.float64).view(-1, *self.columns)
+        return self.columns_of(units).T.numpy()
+
+    def _apart(self, one: Callable[[Pair], Pair], other: Callable[[Pair], Pair], X: torch.Tensor) -> torch.Tensor:
+        held = of(X.to(self.device, self.dtype))
+        return (one(held) - other(held)).rounded()
 
 
 class Difference:
@@ -104,7 +131,17 @@ def steps(n: int) -> int:
     return min(n, math.ceil((math.log(1.648 * math.sqrt(n) / CHANCE) * math.sqrt(2) + 1) / 2))
 
 
-def lanczos_norm(E: Difference, count: int, seed: int = 0) -> float:
+class Error(Protocol):
+    """E by products with one vector, and formed where it is small."""
+
+    columns: tuple[int, int]
+
+    def push(self, v: torch.Tensor) -> torch.Tensor: ...
+    def pull(self, u: torch.Tensor) -> torch.Tensor: ...
+    def whole(self) -> Matrix: ...
+
+
+def lanczos_norm(E: Error, count: int, seed: int = 0) -> float:
     """The largest singular value of E on the Krylov space of `count` steps from a random start: at most ‖E‖₂.
 
     Golub & Kahan's (1965) bidiagonalisation, all vectors kept orthogonal.
@@ -165,7 +202,7 @@ class Bound:
     chance: float
 
 
-def bound(E: Difference) -> Bound:
+def bound(E: Error) -> Bound:
     """On ‖E‖₂."""
     columns = math.prod(E.columns)
     if columns <= WHOLE:
@@ -188,15 +225,20 @@ def estimated(J: Jacobian, stored: Panels) -> Part:
     far J as stored is from automatic differentiation where it was computed in another way."""
     if J.form is None:
         return _estimate(J, 0.0, "")
-    found = bound(Difference(J, stored, Plain(J.differentiated)))
+    found = bound(Difference(J, stored, _differentiated(J)))
     return _estimate(J, found.size, f"; and J as stored against automatic differentiation, {found.how}")
 
 
-def estimated_along(J: Jacobian, U: torch.Tensor, Vh: torch.Tensor) -> Part:
-    """`estimated`, for the triplets that were found."""
+def estimated_of_products(J: Jacobian) -> Part:
+    """`estimated`, where J is never formed."""
     if J.form is None:
         return _estimate(J, 0.0, "")
-    return _estimate(J, along(J, Plain(J.differentiated), U, Vh), "; and products against automatic differentiation")
+    found = bound(Apart(J, _differentiated(J)))
+    return _estimate(J, found.size, f"; and its products against automatic differentiation, {found.how}")
+
+
+def _differentiated(J: Jacobian) -> Plain:
+    return Plain(J.differentiated, J.dtype)
 
 
 def _estimate(J: Jacobian, apart: float, how: str) -> Part:
@@ -206,39 +248,17 @@ def _estimate(J: Jacobian, apart: float, how: str) -> Part:
     return Part(NAME, SAFETY * moved(J.differentiated) + apart, method, CALIBRATED)
 
 
-def along(J: Jacobian, exact: Products, U: torch.Tensor, Vh: torch.Tensor) -> float:
-    """Where J is never formed: ‖[E·V; Eᵀ·U]‖₂ for the k triplets that were found, U (M, k), Vh (k, N).
-
-    With R = [J V − U Σ; Jᵀ U − V Σ] and orthonormal U, V, k singular values of J + E lie within ‖R‖₂ + ‖[E V; Eᵀ U]‖₂
-    of Σ (Kahan 1967): the errors in other directions do not matter to them.
-    """
-    V, W = (side.to(J.device, J.dtype).contiguous() for side in (Vh.T, U))
-    pushed = _apart(J.matmat(V), exact.push, V, (J.tokens_in, J.d_in))
-    pulled = _apart(J.rmatmat(W), exact.pull, W, (J.tokens_out, J.d_out))
-    return (1 + SPARE) * norm2(torch.cat([pushed, pulled]).cpu().numpy())
-
-
-def _apart(
-    found: torch.Tensor, product: Callable[[Pair], Pair], X: torch.Tensor, shape: tuple[int, int]
-) -> torch.Tensor:
-    true = product(of(X.T.reshape(-1, *shape))).map(lambda part: part.flatten(1).T)
-    return (of(found) - true).rounded()
-
-
 def frobenius(J: Jacobian, exact: Twice) -> float:
     """A bound on ‖E‖_F of products, but for a chance of `CHANCE`: the mean of ‖E·z‖² over Gaussian z is ‖E‖_F², and falls
     below `SMALL_BALL` of it that seldom even where E has rank one."""
     generator = torch.Generator().manual_seed(6)
-    Z = torch.randn(J.shape[1], GAUSSIANS, generator=generator, dtype=torch.float64).to(J.device, J.dtype)
-    moved = _apart(J.matmat(Z), exact.push, Z, (J.tokens_in, J.d_in))
-    rounding = math.sqrt(min(J.shape)) * exact.rounding
-    return float(moved.norm()) / math.sqrt(GAUSSIANS * SMALL_BALL) + rounding
+    Z = torch.randn(GAUSSIANS, J.tokens_in, J.d_in, generator=generator, dtype=torch.float64)
+    moved = Apart(J, exact).columns_of(Z)
+    return float(moved.norm()) / math.sqrt(GAUSSIANS * SMALL_BALL) + math.sqrt(min(J.shape)) * exact.rounding
 
 
-def measured_along(J: Jacobian, exact: Twice, U: torch.Tensor, Vh: torch.Tensor) -> Part:
-    """`along` in twice float64's precision."""
-    method = (
-        f"measured: products with the {len(Vh)} triplets that were found against those in twice float64's precision; "
-        f"and, for ‖J‖_F, with {GAUSSIANS} random vectors"
-    )
-    return Part(NAME, along(J, exact, U, Vh) + math.sqrt(2) * exact.rounding, method, PROBED, CHANCE)
+def measured_of_products(J: Jacobian, exact: Twice) -> Part:
+    """Where J is never formed: its products against those in twice float64's precision."""
+    found = bound(Apart(J, exact))
+    method = f"measured: products against those in twice float64's precision, {found.how}; ‖E‖_F by {GAUSSIANS} random vectors"
+    return Part(NAME, found.size + exact.rounding, method, PROBED, found.chance + CHANCE)

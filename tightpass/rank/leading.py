@@ -14,7 +14,7 @@ from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.twice.block import twice
 from tightpass.kernels.ops import dtype_name
 from tightpass.kernels.reference_svd import on_host
-from tightpass.rank.arithmetic import estimated_along, frobenius, measured_along, norm2
+from tightpass.rank.arithmetic import estimated_of_products, frobenius, measured_of_products, norm2
 from tightpass.rank.bounds import Bound, structural_bounds, units
 from tightpass.rank.evidence import OTHER, Evidence, check_range
 from tightpass.rank.explain import Explanation, by_distance, by_head
@@ -37,7 +37,7 @@ def leading_spectrum(J: Jacobian, k: int = DEFAULT_K, vectors: int = 0) -> Spect
     k = min(k, size)
     found = svds(J, k)
     values, residuals = on_host(found.S), on_host(found.residuals)
-    evidence = evidence_without_blocks(J, found)
+    evidence = evidence_without_blocks(J)
     kept = slice(0, min(vectors, k))
     return Spectrum(
         name=J.name,
@@ -75,7 +75,7 @@ def _parts_of(found: Leading) -> tuple[Part, Part]:
     )
 
 
-def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
+def evidence_without_blocks(J: Jacobian) -> Evidence:
     """What `evidence.collect` learns, as far as products and the weights tell it."""
     energies, estimated = _block_energies(J), J.form is None
     if energies is not None:
@@ -83,12 +83,11 @@ def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
     else:
         energy = _estimated_energy(J) if estimated else J.energy()
     check_range(energy, np.sqrt(energy))
-    U, Vh = (torch.as_tensor(on_host(side)) for side in (found.U, found.Vh))
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
-        return Evidence(energy, estimated_along(J, U, Vh), (size,), 0, None, J.route, estimated)
+        return Evidence(energy, estimated_of_products(J), (size,), 0, None, J.route, estimated)
     exact, units_found = twice(J.block), units(J.block, J.block.in_precision(OTHER[J.dtype]))
-    arithmetic = estimated_along(J, U, Vh) if exact is None else measured_along(J, exact, U, Vh)
+    arithmetic = estimated_of_products(J) if exact is None else measured_of_products(J, exact)
     moved = math.sqrt(min(J.shape)) * arithmetic.bound if exact is None else frobenius(J, exact)
     return Evidence(
         energy=energy,
