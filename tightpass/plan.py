@@ -14,7 +14,7 @@ import torch
 from tightpass.config import Config, parse_layers
 from tightpass.errors import DoesNotFitError, InputError
 from tightpass.jacobian.autodiff import ARENA_BYTES
-from tightpass.jacobian.operator import PANEL_ELEMENTS
+from tightpass.jacobian.forms.base import PANEL_ELEMENTS
 from tightpass.kernels import native
 from tightpass.memory import format_bytes, memory_limit
 from tightpass.models.blocks import KINDS, Options

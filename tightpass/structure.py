@@ -1,8 +1,12 @@
-"""What is known of a Jacobian over tokens: which of its (token, token) blocks can be non-zero."""
+"""What is known of a Jacobian over tokens, which of its (token, token) blocks can be non-zero; and those blocks, written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # readers of stored numbers do without torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,15 @@ class Dense(Structure):
 
     def row(self, t: int, tokens: int) -> range:
         return range(tokens)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Some non-zero blocks: `blocks[i]`, (d_out, d_in), is J's block (rows[i], columns[i])."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    blocks: torch.Tensor
 
 
 STRUCTURES = {kind.__name__: kind() for kind in (BlockDiagonal, BlockLowerTriangular, Dense)}

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tightpass.jacobian.operator import Jacobian, Panel
+from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.twice.block import Twice
 from tightpass.jacobian.twice.pair import Pair, of
 from tightpass.kernels import ops
 from tightpass.rank.floor import CALIBRATED, Part
 from tightpass.spectra.twostage import PROBED
 from tightpass.spectra.verify import ASSUMED, CERTAIN
+from tightpass.structure import Panel
 
 Matrix = NDArray[np.floating[Any]]
 Panels = Callable[[], Iterator[Panel]]

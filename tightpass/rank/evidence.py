@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tightpass.errors import InputError, VerificationError
-from tightpass.jacobian.operator import Jacobian, Panel
+from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.probe import WrittenProduct, explained, ratio
 from tightpass.jacobian.twice.block import Twice, twice
 from tightpass.jacobian.twice.pair import of
@@ -21,7 +21,7 @@ from tightpass.rank.bounds import Bound, input_null, structural_bounds, units
 from tightpass.rank.explain import Explanation, by_distance, by_head
 from tightpass.rank.floor import Part
 from tightpass.spectra.verify import squared_norm
-from tightpass.structure import BlockDiagonal
+from tightpass.structure import BlockDiagonal, Panel
 
 ROUNDING = 100.0
 """How many times farther from the truth than products that do not form J the written blocks may be."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.twice.block import twice
 from tightpass.kernels.ops import dtype_name
@@ -74,11 +72,10 @@ def _parts_of(found: Leading) -> tuple[Part, Part]:
 
 def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
     """What `evidence.collect` learns, as far as products and the weights tell it."""
-    energies, estimated = _block_energies(J), J.form is None
-    if energies is not None:
-        energy = float(energies.sum())
-    else:
-        energy = _estimated_energy(J) if estimated else J.energy()
+    energies = J.block_energies()
+    known = J.known_energy() if energies is None else float(energies.sum())
+    estimated = known is None
+    energy = _estimated_energy(J) if known is None else known
     check_range(energy, np.sqrt(energy))
     dtype = dtype_name(J.dtype)
     if J.block is None:
@@ -106,14 +103,6 @@ def evidence_without_blocks(J: Jacobian, found: Leading) -> Evidence:
             heads=by_head(J, energy), distances=None if energies is None else by_distance(energies)
         ),
     )
-
-
-def _block_energies(J: Jacobian) -> NDArray[np.float64] | None:
-    """‖J_ts‖_F² of all blocks, (tokens, tokens), where a closed form has them without J."""
-    if not isinstance(J.form, ClosedAttention):
-        return None
-    with torch.no_grad():
-        return J.form.block_energies().cpu().numpy()
 
 
 def _estimated_energy(J: Jacobian) -> float:

@@ -111,7 +111,7 @@ def _of_jacobian(J: Any) -> Operand:
     return Operand(
         tuple(J.shape), kind, J.matmat, J.rmatmat,
         lambda values: torch.from_numpy(values.astype(kind)).to(J.device), lambda X: X,
-        J.energy if J.form is not None else lambda: None,
+        J.known_energy,
     )  # fmt: skip
 
 

@@ -20,10 +20,9 @@ import numpy as np
 import torch
 
 from tightpass.errors import InputError, VerificationError
-from tightpass.jacobian.operator import Panel
 from tightpass.rank.evidence import Evidence
 from tightpass.store.stored import check_evidence, door, parsed
-from tightpass.structure import STRUCTURES, Structure
+from tightpass.structure import STRUCTURES, Panel, Structure
 
 SCHEMA = 1
 CHUNK_BYTES = 2**20

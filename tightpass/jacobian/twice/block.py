@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from tightpass.jacobian.norm import NoClosedFormError
+from tightpass.jacobian.forms.norm import NoClosedFormError
 from tightpass.jacobian.probe import ratio
 from tightpass.jacobian.twice.maps import MLP, Attention, Chain, Map, Norm, Residual
 from tightpass.jacobian.twice.pair import Pair, of

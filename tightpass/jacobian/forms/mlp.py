@@ -7,15 +7,17 @@ A gated MLP, W2·(act(g)∘u), is the sum of two such products with slopes act�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from tightpass.jacobian.norm import NormAt, sum_of
-from tightpass.jacobian.products import through
+from tightpass.jacobian.forms.base import Cost, Piece, groups
+from tightpass.jacobian.forms.norm import NormAt, sum_of
+from tightpass.jacobian.forms.products import through
 from tightpass.kernels import ops
+from tightpass.structure import BlockDiagonal, Panel
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,13 @@ def slope_of(act: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> to
     return slope
 
 
-class ClosedMLP:
+def cost(tokens: int, d: int, d_ff: int, branches: int = 1) -> Cost:
+    """Of an MLP between activations of width d, all units active."""
+    product = 2.0 * tokens * d * d_ff * (1 + branches)
+    return Cost(product, 2.0 * tokens * d * d * d_ff, 2 * (1 + branches) * d * d_ff, 2 * tokens * d_ff)
+
+
+class ClosedMLP(Piece):
     """Σ_branches W2·diag(slope_t)·W1·dN_t for every token t, and the identity where `residual`.
 
     down       W2 (d_out, d_ff)
@@ -44,12 +52,17 @@ class ClosedMLP:
     ) -> None:
         self.down, self.branches, self.norm, self.residual = down, tuple(branches), norm, residual
         self.d_out, self.d_in = down.shape[0], branches[0].weight.shape[1]
-        self.tokens = branches[0].slope.shape[0]
+        self.tokens = self.tokens_in = self.tokens_out = branches[0].slope.shape[0]
+        self.structure = BlockDiagonal()
 
     @property
     def width(self) -> int:
         """Elements of the widest intermediate of a product, per token and column."""
         return max(self.down.shape)
+
+    @property
+    def cost(self) -> Cost:
+        return cost(self.tokens, self.d_out, self.down.shape[1], len(self.branches))
 
     @cached_property
     def _down_rows(self) -> torch.Tensor:
@@ -72,6 +85,12 @@ class ClosedMLP:
         index = self.active[t]
         return self._columns(index, threads), self._rows(t, index, threads)
 
+    def thin_factors(self, t: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The factors where fewer units than the width are active, and no identity hides them."""
+        if self.residual or len(self.active[t]) >= min(self.d_out, self.d_in):
+            return None
+        return self.factors(t, threads=1)
+
     def _columns(self, index: torch.Tensor, threads: int | None = None) -> torch.Tensor:
         if len(index) == self.down.shape[1]:
             return self._down_rows
@@ -89,6 +108,18 @@ class ClosedMLP:
             )
         return sum_of(parts)
 
+    def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
+        if left is None:
+            return self.blocks(range(t, t + 1))
+        C, B = self.factors(t)
+        out = torch.mm(left @ C.T, B)
+        return (out.add_(left) if self.residual else out)[None]
+
+    def panels(self, rows: range) -> Iterator[Panel]:
+        """Groups of tokens."""
+        for tokens in groups(rows, self.d_out * self.d_in):
+            yield Panel(tuple(tokens), tuple(tokens), self.blocks(tokens))
+
     def blocks(self, tokens: range, out: torch.Tensor | None = None) -> torch.Tensor:
         """Blocks (t, t) of some tokens, (len(tokens), d_out, d_in)."""
         if out is None:
@@ -102,17 +133,26 @@ class ClosedMLP:
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
         """J on (k, T, d_in) tangents -> (k, T, d_out)."""
-        at = tangents if self.norm is None else self.norm.push(tangents)
-        hidden = sum_of([through(at, W).mul_(b.slope) for W, b in zip(self._up_columns, self.branches, strict=True)])
-        out = through(hidden, self._down_rows)
+        at = (tangents if self.norm is None else self.norm.push(tangents)).transpose(0, 1)
+        hidden = sum_of(
+            [through(at, W).mul_(self._slope(b, len(at))) for W, b in zip(self._up_columns, self.branches, strict=True)]
+        )
+        out = through(hidden, self._down_rows).transpose(0, 1)
         return out.add_(tangents) if self.residual else out
+
+    def _slope(self, branch: Branch, tokens: int) -> torch.Tensor:
+        """Of the first tokens, beside (tokens, k, d_ff)."""
+        return branch.slope[:tokens, None]
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in)."""
-        hidden = through(cotangents, self.down)
-        at = sum_of([through(hidden * branch.slope, branch.weight) for branch in self.branches])
+        hidden = through(cotangents.transpose(0, 1), self.down)
+        slopes = [self._slope(branch, len(hidden)) for branch in self.branches]
+        at = sum_of(
+            [through(hidden * slope, branch.weight) for slope, branch in zip(slopes, self.branches, strict=True)]
+        ).transpose(0, 1)
         out = at if self.norm is None else self.norm.push(at)
-        return out + cotangents if self.residual else out
+        return out.add_(cotangents) if self.residual else out
 
     def energy(self) -> float:
         """‖J‖_F², from Gram matrices of the weights, without J (float64 sums)."""
