@@ -18,7 +18,7 @@ from tightpass.errors import InputError
 from tightpass.jacobian.autodiff import Function, Linearisation, chunk_size
 from tightpass.jacobian.diagnose import WHO_KNOWS, check_function, diagnosis
 from tightpass.jacobian.forms.autodiff import Autodiff
-from tightpass.jacobian.forms.base import Form
+from tightpass.jacobian.forms.base import Form, in_parts
 from tightpass.jacobian.forms.closed import closed_form
 from tightpass.jacobian.precision import check_precision_settings
 from tightpass.jacobian.probe import check_structure
@@ -209,11 +209,8 @@ class Jacobian(Operator):
 
     def _in_parts(self, product: Function, columns: torch.Tensor) -> torch.Tensor:
         """A product, as many columns at once as the form carries."""
-        step = self.form.at_once(self.x.itemsize, self.memory)
         with torch.no_grad():
-            if len(columns) <= step:
-                return product(columns)
-            return torch.cat([product(part) for part in columns.split(step)])
+            return in_parts(product, columns, self.form.at_once(self.x.itemsize, self.memory))
 
     def _operand(self, X: Any, rows: int, verb: str) -> torch.Tensor:
         tensor: Any = X

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -121,6 +121,19 @@ class Piece(Form):
         for t in rows:
             columns = tuple(self.structure.row(t, self.tokens))
             yield Panel((t,) * len(columns), columns, self.row(t))
+
+
+def in_parts(product: Callable[[torch.Tensor], torch.Tensor], columns: torch.Tensor, step: int) -> torch.Tensor:
+    """A product with (k, n, d) columns, so many of them at once; the answer is stored as (n, k, ·)."""
+    if len(columns) <= step:
+        return product(columns)
+    out = columns.new_empty(0)
+    for start in range(0, len(columns), step):
+        part = product(columns[start : start + step])
+        if start == 0:
+            out = part.new_empty(part.shape[1], len(columns), part.shape[2]).transpose(0, 1)
+        out[start : start + step] = part
+    return out
 
 
 def groups(tokens: range, elements: int) -> Iterator[range]:

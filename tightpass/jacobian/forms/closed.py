@@ -13,7 +13,7 @@ from tightpass.errors import InputError
 from tightpass.jacobian.forms.attention import ClosedAttention, Heads
 from tightpass.jacobian.forms.base import Piece
 from tightpass.jacobian.forms.compose import Chain, Identity, Sum
-from tightpass.jacobian.forms.mlp import Branch, ClosedMLP, slope_of
+from tightpass.jacobian.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
 from tightpass.jacobian.forms.norm import ClosedNorm, NoClosedFormError, NormAt, norm_at
 from tightpass.jacobian.forms.rotation import Rotation
 from tightpass.jacobian.probe import explained, ratio
@@ -110,14 +110,19 @@ def _mlp(block: Block) -> Piece:
 
 
 def mlp_at(
-    parts: LayerParts, norm: NormAt | None, z: torch.Tensor, pattern: torch.Tensor | None, residual: bool = False
+    parts: LayerParts,
+    norm: NormAt | None,
+    z: torch.Tensor,
+    pattern: torch.Tensor | None,
+    residual: bool = False,
+    make: type[ClosedMLP] = ClosedMLP,
 ) -> ClosedMLP:
     """An MLP with pre-activations z (T, d_ff), or units that are held."""
     up, down = _linear(parts.up), _linear(parts.down)
     act: Callable[[torch.Tensor], torch.Tensor] = parts.act
     slope = slope_of(act, z) if pattern is None else pattern
     weight = up.weight if norm is None else norm.fold(up.weight)
-    return ClosedMLP(down.weight, [Branch(weight.contiguous(), slope.contiguous())], norm, residual)
+    return make(down.weight, [Branch(weight.contiguous(), slope.contiguous())], norm, residual)
 
 
 def captured_rotation(call: Call) -> Rotation | None:
@@ -232,7 +237,7 @@ def _layer(
     assert context is not None
     assert up is not None
     attention = attention_at(parts, _at(parts.attn_norm, received["attn_norm"]), context.x, causal, rotation)
-    mlp = mlp_at(parts, _at(parts.mlp_norm, received["mlp_norm"]), up.y, pattern)
+    mlp = mlp_at(parts, _at(parts.mlp_norm, received["mlp_norm"]), up.y, pattern, make=ActiveMLP)
     for branch, norm, call in zip(
         (attention, mlp), norms, (received["after_attn"], received["after_mlp"]), strict=True
     ):

@@ -11,10 +11,12 @@ from functools import reduce
 
 import torch
 
-from tightpass.jacobian.forms.base import Cost, Piece
+from tightpass.jacobian.forms.base import Cost, Piece, in_parts
 from tightpass.jacobian.forms.norm import sum_of
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
 
+BETWEEN = 4
+"""Times as many columns between pieces as pass through one of them at once."""
 WIDER = (BlockDiagonal(), BlockLowerTriangular(), Dense())
 
 
@@ -65,7 +67,11 @@ class _Composed(Piece):
 
     @property
     def width(self) -> int:
-        return max(piece.width for piece in self.pieces)
+        return max(max(piece.d_in, piece.d_out) for piece in self.pieces)
+
+    def at_once(self, itemsize: int, memory: int | None) -> int:
+        """As many as fit between the pieces, each of which takes fewer where it is wider inside."""
+        return BETWEEN * super().at_once(itemsize, memory)
 
     def columns(self, t: int) -> range:
         """The input tokens of output token t."""
@@ -80,10 +86,10 @@ class Sum(_Composed):
         return summed(self.pieces)
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
-        return sum_of(piece.push(tangents) for piece in self.pieces)
+        return sum_of(pushed(piece, tangents) for piece in self.pieces)
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
-        return sum_of(piece.pull(cotangents) for piece in self.pieces)
+        return sum_of(pulled(piece, cotangents) for piece in self.pieces)
 
     def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
         mine = self.columns(t)
@@ -102,16 +108,16 @@ class Chain(_Composed):
     def cost(self) -> Cost:
         """Blocks: each piece's own, and what comes before the last piece that mixes tokens, pulled for each row."""
         mixing = [i for i, piece in enumerate(self.pieces) if not isinstance(piece.structure, BlockDiagonal)]
-        pulled = sum(piece.cost.product for piece in self.pieces[: mixing[-1]]) if mixing else 0.0
+        before = sum(piece.cost.product for piece in self.pieces[: mixing[-1]]) if mixing else 0.0
         seen = self.structure.count(self.tokens, self.tokens) / self.tokens**2
         each = summed(self.pieces)
-        return Cost(each.product, each.blocks + self.d_out * self.tokens * seen * pulled, each.kept, each.working)
+        return Cost(each.product, each.blocks + self.d_out * self.tokens * seen * before, each.kept, each.working)
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
-        return reduce(lambda at, piece: piece.push(at), self.pieces, tangents)
+        return reduce(lambda at, piece: pushed(piece, at), self.pieces, tangents)
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
-        return reduce(lambda at, piece: piece.pull(at), reversed(self.pieces), cotangents)
+        return reduce(lambda at, piece: pulled(piece, at), reversed(self.pieces), cotangents)
 
     def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
         *before, last = self.pieces
@@ -133,6 +139,14 @@ class Chain(_Composed):
             part = rows[:, start : start + step].transpose(0, 1)
             out[:, start : start + step] = Chain(*before).pull(part).transpose(0, 1)
         return out
+
+
+def pushed(piece: Piece, tangents: torch.Tensor) -> torch.Tensor:
+    return in_parts(piece.push, tangents, piece.at_once(tangents.itemsize, None))
+
+
+def pulled(piece: Piece, cotangents: torch.Tensor) -> torch.Tensor:
+    return in_parts(piece.pull, cotangents, piece.at_once(cotangents.itemsize, None))
 
 
 def summed(pieces: tuple[Piece, ...]) -> Cost:

@@ -13,11 +13,18 @@ from functools import cached_property
 
 import torch
 
-from tightpass.jacobian.forms.base import Cost, Piece, groups
+from tightpass.jacobian.forms.base import Cost, Piece, groups, in_parts
 from tightpass.jacobian.forms.norm import NormAt, sum_of
 from tightpass.jacobian.forms.products import through
 from tightpass.kernels import ops
 from tightpass.structure import BlockDiagonal, Panel
+
+GATHERED = 32
+"""Columns whose products with a row of the weights take as long as to copy the row from among others (measured: 27)."""
+AT_ONCE = 4
+"""Times as many columns by units as `PRODUCT_BYTES` allow between two maps: nothing of that size is made in between."""
+UNITS = 256
+"""Rows of the weights at once: they stay in the cache between their copy and their use."""
 
 
 @dataclass(frozen=True)
@@ -174,3 +181,62 @@ class ClosedMLP(Piece):
             if self.residual:
                 trace = r * (trace - ((through @ self.down.double().cpu().T) * xhat).sum(-1) / self.d_in)
         return float((total + 2 * trace).sum()) + (self.tokens * self.d_in if self.residual else 0)
+
+
+class ActiveMLP(ClosedMLP):
+    """The same, whose products go through the active units of each token alone where that is less work."""
+
+    @cached_property
+    def share(self) -> float:
+        """Of the units that are active, over all tokens."""
+        return sum(len(index) for index in self.active) / (self.tokens * self.down.shape[1])
+
+    def _by_units(self, columns: int) -> bool:
+        """Whether to gather each token's rows of the weights: each costs as much as `GATHERED` columns' products with it."""
+        return self.share * (columns + GATHERED) < columns
+
+    def at_once(self, itemsize: int, memory: int | None) -> int:
+        """By units nothing is wider than what comes in and goes out, and the more columns the better."""
+        columns = super().at_once(itemsize, memory)
+        many = AT_ONCE * columns * self.width // max(self.d_in, self.d_out)
+        return many if self._by_units(many) else columns
+
+    def push(self, tangents: torch.Tensor) -> torch.Tensor:
+        if not self._by_units(len(tangents)):
+            return in_parts(super().push, tangents, super().at_once(tangents.itemsize, None))
+        at = tangents if self.norm is None else self.norm.push(tangents)
+        out = self._through_units(at, [branch.weight for branch in self.branches], self._down_rows)
+        return out.add_(tangents) if self.residual else out
+
+    def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
+        if not self._by_units(len(cotangents)):
+            return in_parts(super().pull, cotangents, super().at_once(cotangents.itemsize, None))
+        at = sum_of(
+            self._through_units(cotangents, [self._down_rows], branch.weight, branch.slope) for branch in self.branches
+        )
+        out = at if self.norm is None else self.norm.push(at)
+        return out.add_(cotangents) if self.residual else out
+
+    def _through_units(
+        self, at: torch.Tensor, read: list[torch.Tensor], written: torch.Tensor, slope: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Σ_units written[u]·slope_u·(read[u]·at_t) of the active units of each token; slopes are those of the branches, or
+        one that is given. (k, n, d) -> (k, n, ·), some units at a time: their rows stay in the cache."""
+        k, n, _ = at.shape
+        slopes = [branch.slope for branch in self.branches] if slope is None else [slope]
+        out = at.new_zeros(n, k, written.shape[1])
+        rows = at.new_empty(UNITS, max(written.shape[1], at.shape[2]))
+        for t in range(n):
+            columns = at[:, t].T.contiguous()
+            for units in self.active[t].split(UNITS):
+                hidden = sum_of(
+                    (taken(R, units, rows) @ columns).mul_(slope[t, units, None])
+                    for R, slope in zip(read, slopes, strict=True)
+                )
+                out[t].addmm_(hidden.T.contiguous(), taken(written, units, rows))
+        return out.transpose(0, 1)
+
+
+def taken(weight: torch.Tensor, units: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Some rows of a weight, into memory that is there."""
+    return torch.index_select(weight, 0, units, out=rows.view(-1)[: len(units) * weight.shape[1]].view(len(units), -1))
