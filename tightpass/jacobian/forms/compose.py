@@ -110,8 +110,8 @@ class Chain(_Composed):
         mixing = [i for i, piece in enumerate(self.pieces) if not isinstance(piece.structure, BlockDiagonal)]
         before = sum(piece.cost.product for piece in self.pieces[: mixing[-1]]) if mixing else 0.0
         seen = self.structure.count(self.tokens, self.tokens) / self.tokens**2
-        each = summed(self.pieces)
-        return Cost(each.product, each.blocks + self.d_out * self.tokens * seen * before, each.kept, each.working)
+        each, formed = summed(self.pieces), summed(self.pieces[mixing[-1] :] if mixing else self.pieces)
+        return Cost(each.product, formed.blocks + self.d_out * self.tokens * seen * before, each.kept, each.working)
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
         return reduce(lambda at, piece: pushed(piece, at), self.pieces, tangents)
@@ -147,6 +147,13 @@ def pushed(piece: Piece, tangents: torch.Tensor) -> torch.Tensor:
 
 def pulled(piece: Piece, cotangents: torch.Tensor) -> torch.Tensor:
     return in_parts(piece.pull, cotangents, piece.at_once(cotangents.itemsize, None))
+
+
+def cost_of_layers(attention: Cost, mlp: Cost, depth: int, pulled: float) -> Cost:
+    """Of so many layers in a row; `pulled` rows of J, counted as whole cotangents, go back through all but the last."""
+    product, working = attention.product + mlp.product, max(attention.working, mlp.working)
+    blocks = attention.blocks + mlp.blocks + pulled * (depth - 1) * product
+    return Cost(depth * product, blocks, depth * (attention.kept + mlp.kept), working)
 
 
 def summed(pieces: tuple[Piece, ...]) -> Cost:
