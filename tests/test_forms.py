@@ -18,7 +18,7 @@ from tightpass.jacobian.forms.attention import ClosedAttention, Heads
 from tightpass.jacobian.forms.autodiff import Autodiff
 from tightpass.jacobian.forms.base import Form, Piece
 from tightpass.jacobian.forms.compose import Chain, Identity, Sum
-from tightpass.jacobian.forms.mlp import Branch, ClosedMLP, slope_of
+from tightpass.jacobian.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
 from tightpass.jacobian.forms.norm import ClosedNorm, norm_at
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense
 
@@ -115,6 +115,30 @@ def autodiff_of_each_token(maps: Maps) -> Case:
     return Case(Autodiff(whole, BlockDiagonal(), maps.d, restricted if maps.causal else None), torch.sin, maps.x)
 
 
+class ByUnits(ActiveMLP):
+    """However few columns there are."""
+
+    def _by_units(self, columns: int) -> bool:
+        return True
+
+
+def active_units(maps: Maps) -> Case:
+    """A gated MLP most of whose units are off."""
+    gate, up, down = maps.array(7, maps.d), maps.array(7, maps.d), maps.array(maps.d, 7)
+    norms = maps.norm()
+    off = 1.0
+
+    def function(at: torch.Tensor) -> torch.Tensor:
+        h = norms[at.dtype](at)
+        g = (h @ gate.to(at.dtype).T - off).relu()
+        return at + (g * (h @ up.to(at.dtype).T)) @ down.to(at.dtype).T
+
+    at, h = norm_at(norms[maps.dtype], maps.x), norms[maps.dtype](maps.x)
+    z, u = h @ gate.T - off, h @ up.T
+    branches = [Branch(at.fold(gate), (z > 0) * u), Branch(at.fold(up), z.relu())]
+    return Case(ByUnits(down, branches, at, residual=True), function, maps.x)
+
+
 def parallel(maps: Maps) -> Case:
     """x + attention + MLP, both of x."""
     (mlp, f), (attention, g) = maps.mlp_case(maps.x, norm=True), maps.attention_case(maps.x, norm=True)
@@ -165,6 +189,7 @@ FORMS: dict[str, Callable[[Maps], Case]] = {
     "rms norm": plain("norm_case", kind=nn.RMSNorm),
     "mlp": plain("mlp_case"),
     "mlp, rectangular, norm": plain("mlp_case", out=2, norm=True),
+    "mlp by active units": active_units,
     "attention": plain("attention_case"),
     "attention, rectangular, norm": plain("attention_case", out=4, norm=True),
     "parallel layer": parallel,
@@ -338,6 +363,24 @@ def test_a_layer_with_an_unknown_module_stays_with_autodiff():
     for kind, layer, route in (("layer", 1, "automatic"), ("model", None, "automatic"), ("layer", 0, "closed form")):
         block = tp.block(loaded, kind, layer=layer, token_ids=[5, 17, 2])
         assert tp.jacobian(block).route.startswith(route)
+
+
+def test_a_layer_goes_by_its_active_units_where_they_are_few():
+    model = opt(num_hidden_layers=1)
+    with torch.no_grad():
+        model.decoder.layers[0].fc1.bias -= 2.5
+    block = tp.block(tp.load_model(model), "layer", layer=0, token_ids=[5, 17, 2, 88])
+    J, other = tp.jacobian(block), tp.jacobian(block.function(), block.x)
+    share = float((block.unit_calls()[0].y > 0).double().mean())
+    assert 0 < share < 0.2
+    many = torch.randn(J.shape[1], 40, dtype=J.dtype, generator=torch.Generator().manual_seed(1))
+    for product, expected in ((J, other), (J.T, other.T)):
+        wanted = expected @ many
+        found = product @ many
+        assert float((found - wanted).norm()) <= 1e-13 * float(wanted.norm())
+        single = torch.stack([product @ column for column in many.T], 1)  # too few columns to gather for
+        assert float((found - single).norm()) <= 1e-13 * float(wanted.norm())
+        assert not torch.equal(found, single)
 
 
 # ---- the transpose

@@ -239,4 +239,5 @@ class ActiveMLP(ClosedMLP):
 
 def taken(weight: torch.Tensor, units: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Some rows of a weight, into memory that is there."""
-    return torch.index_select(weight, 0, units, out=rows.view(-1)[: len(units) * weight.shape[1]].view(len(units), -1))
+    shape = len(units), weight.shape[1]
+    return torch.index_select(weight, 0, units, out=rows.view(-1)[: shape[0] * shape[1]].view(shape))
