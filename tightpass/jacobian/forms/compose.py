@@ -15,7 +15,7 @@ from tightpass.jacobian.forms.base import Cost, Piece, in_parts
 from tightpass.jacobian.forms.norm import sum_of
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
 
-BETWEEN = 4
+BETWEEN = 2
 """Times as many columns between pieces as pass through one of them at once."""
 WIDER = (BlockDiagonal(), BlockLowerTriangular(), Dense())
 
