@@ -72,7 +72,9 @@ class Maps:
         form = ClosedMLP(down, [Branch(up if at is None else at.fold(up), slope)], at)
         return form, lambda at: torch.tanh(hidden(at)) @ down.to(at.dtype).T
 
-    def attention_case(self, x: torch.Tensor, out: int | None = None, norm: bool = False) -> tuple[Piece, Function]:
+    def attention_case(
+        self, x: torch.Tensor, out: int | None = None, norm: bool = False, residual: bool = False
+    ) -> tuple[Piece, Function]:
         H, dh = 2, 3
         W = [self.array(H, dh, self.d) for _ in range(3)]
         Wo = self.array(out or self.d, H, dh)
@@ -89,7 +91,9 @@ class Maps:
 
         at = None if module is None else norm_at(module[self.dtype], x)
         folded = W if at is None else [at.fold(w) for w in W]
-        return ClosedAttention(Heads(*folded, Wo, *projected(x), 0.4), at, self.causal), function
+        return ClosedAttention(Heads(*folded, Wo, *projected(x), 0.4), at, self.causal, residual), (
+            beside_identity(function) if residual else function
+        )
 
 
 def plain(make: str, **options) -> Callable[[Maps], Case]:
@@ -191,6 +195,7 @@ FORMS: dict[str, Callable[[Maps], Case]] = {
     "mlp, rectangular, norm": plain("mlp_case", out=2, norm=True),
     "mlp by active units": active_units,
     "attention": plain("attention_case"),
+    "attention with the identity": plain("attention_case", norm=True, residual=True),
     "attention, rectangular, norm": plain("attention_case", out=4, norm=True),
     "parallel layer": parallel,
     "layer": sequence("attention", "mlp"),
