@@ -22,7 +22,6 @@ import torch
 from common import RESULTS, save
 
 import tightpass as tp
-from tightpass.jacobian.operator import Panel
 from tightpass.jacobian.written import Written
 from tightpass.rank.bounds import units
 from tightpass.rank.evidence import OTHER, collect
@@ -31,6 +30,7 @@ from tightpass.report.plots import SIGNAL
 from tightpass.spectra.exact import cross_check, singular_values
 from tightpass.spectra.refine import reference_values
 from tightpass.spectra.verify import SvdError
+from tightpass.structure import Panel
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import extended

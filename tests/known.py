@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 import tightpass as tp
-from tightpass.jacobian.operator import Panel
 from tightpass.jacobian.written import Written
 from tightpass.rank.bounds import Bound
 from tightpass.rank.evidence import Evidence
 from tightpass.rank.floor import Part
 from tightpass.rank.interval import Rank
 from tightpass.rank.verdict import Spectrum, verdict
+from tightpass.structure import Panel
 
 SEEDS = 20
 NOISE = {"float64": (-12.0, -2.0), "float32": (-6.0, -2.0)}

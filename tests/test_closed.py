@@ -18,12 +18,12 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tightpass as tp
 from tightpass.errors import VerificationError
-from tightpass.jacobian import closed
-from tightpass.jacobian.attention import ClosedAttention, Heads
-from tightpass.jacobian.closed import closed_form
-from tightpass.jacobian.mlp import Branch, ClosedMLP, slope_of
-from tightpass.jacobian.norm import norm_at
-from tightpass.jacobian.rotation import Rotation
+from tightpass.jacobian.forms import closed
+from tightpass.jacobian.forms.attention import ClosedAttention, Heads
+from tightpass.jacobian.forms.closed import closed_form
+from tightpass.jacobian.forms.mlp import Branch, ClosedMLP, slope_of
+from tightpass.jacobian.forms.norm import norm_at
+from tightpass.jacobian.forms.rotation import Rotation
 from tightpass.jacobian.twice.block import twice
 from tightpass.models.capture import Call
 from tightpass.rank.arithmetic import Difference, lanczos_norm
@@ -64,13 +64,6 @@ def test_closed_forms_are_taken_and_equal_autodiff(name, kind, variant):
     assert float((J @ X - dense @ X).norm()) <= 1e-13 * scale * float(X.norm())
     assert float((J.T @ X - dense.T @ X).norm()) <= 1e-13 * scale * float(X.norm())
     assert J.energy() == pytest.approx(float(dense.square().sum()), rel=1e-11)
-
-
-@pytest.mark.parametrize("kind", ["layer", "model"])
-def test_other_kinds_stay_with_autodiff(kind):
-    model = tp.load_model(HF_MODELS["opt"])
-    layer = {"layer": 0} if kind == "layer" else {}
-    assert tp.jacobian(tp.block(model, kind, token_ids=IDS, **layer)).form is None
 
 
 def test_many_tokens_take_the_small_matrices():
@@ -306,7 +299,7 @@ def test_a_wrong_closed_form_falls_back_with_one_warning(monkeypatch):
     ) as seen:
         J = tp.jacobian(block)
     assert len(seen) == 1
-    assert J.form is None
+    assert J.route == "automatic differentiation"
     monkeypatch.undo()
     assert torch.allclose(J.dense(), tp.jacobian(block).dense(), rtol=0, atol=1e-12)
 
@@ -317,8 +310,8 @@ def test_products_in_parts(monkeypatch):
     J = tp.jacobian(block)
     X = torch.randn(J.shape[1], 7, dtype=J.dtype, generator=torch.Generator().manual_seed(5))
     expected = [J @ X, J.T @ X]
-    monkeypatch.setattr(sys.modules["tightpass.jacobian.operator"], "PRODUCT_BYTES", 3 * 7 * 21 * 8)
-    monkeypatch.setattr(sys.modules["tightpass.jacobian.attention"], "SCORE_BYTES", 2 * 7 * 7 * 8)
+    monkeypatch.setattr(sys.modules["tightpass.jacobian.forms.base"], "PRODUCT_BYTES", 3 * 7 * 21 * 8)
+    monkeypatch.setattr(sys.modules["tightpass.jacobian.forms.attention"], "SCORE_BYTES", 2 * 7 * 7 * 8)
     for got, whole in zip((J @ X, J.T @ X), expected, strict=True):
         assert torch.allclose(got, whole, rtol=0, atol=1e-13 * float(whole.abs().max()))
 
@@ -354,7 +347,7 @@ def cancelling(kind, rest):
 @pytest.mark.parametrize(("form", "writer", "rest"), [("attn", "write", 2.0**-36), ("mlp", "blocks", 2.0**-20)])
 def test_wrong_blocks_are_an_error_where_much_cancels(monkeypatch, form, writer, rest):
     J = tp.jacobian(cancelling(form, rest))
-    assert J.form is not None
+    assert J.form.closed
     assert tp.spectrum(J).floor.total / float(J.dense().norm()) > 1e-17 / rest
     right = getattr(type(J.form), writer)
     monkeypatch.setattr(type(J.form), writer, lambda *given: right(*given).mul_(1.01))

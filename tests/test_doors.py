@@ -110,7 +110,6 @@ CALLS = {
     "J.T @ X": lambda t: (lambda X: t["J"].T @ X, {"X": np.ones(N)}),
     "J.matvec": lambda t: (t["J"].matvec, {"x": np.ones(N)}),
     "J.rmatmat": lambda t: (t["J"].rmatmat, {"Y": np.ones((N, 1))}),
-    "J.block_row": lambda t: (t["J"].block_row, {"t": 0}),
     "J.factors": lambda t: (t["J"].factors, {"t": 0}),
     "rank_at": lambda t: (t["S"].rank_at, {"tau": 0.1}),
     "rank_curve": lambda t: (t["S"].rank_curve, {"taus": [0.1]}),

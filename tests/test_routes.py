@@ -8,12 +8,12 @@ import torch
 
 import tightpass as tp
 from tightpass.errors import InputError, VerificationError
-from tightpass.jacobian.operator import Panel
 from tightpass.jacobian.written import Written
 from tightpass.kernels import native, ops
 from tightpass.spectra import batched, device, exact
 from tightpass.spectra.choose import choose, dense_bytes, gram_bytes
 from tightpass.spectra.gram import gram_values
+from tightpass.structure import Panel
 
 
 def in_groups(A, rows):

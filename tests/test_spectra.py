@@ -11,10 +11,10 @@ from svd_matrices import hostile, reference
 
 import tightpass as tp
 from tightpass.errors import VerificationError
-from tightpass.jacobian.operator import Panel
 from tightpass.jacobian.written import Written
 from tightpass.kernels import native
 from tightpass.spectra import batched, dense, exact, lapack, twostage, verify
+from tightpass.structure import Panel
 
 
 def with_spectrum(sigma, rows=None, seed=0):

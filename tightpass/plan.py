@@ -14,7 +14,9 @@ import torch
 from tightpass.config import Config, parse_layers
 from tightpass.errors import DoesNotFitError, InputError
 from tightpass.jacobian.autodiff import ARENA_BYTES
-from tightpass.jacobian.operator import PANEL_ELEMENTS
+from tightpass.jacobian.forms import attention, mlp
+from tightpass.jacobian.forms.base import PANEL_ELEMENTS, Cost
+from tightpass.jacobian.forms.compose import cost_of_layers
 from tightpass.kernels import native
 from tightpass.memory import format_bytes, memory_limit
 from tightpass.models.blocks import KINDS, Options
@@ -121,11 +123,8 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
     blocks, N = structure.count(T, T), T * d
     diagonal = isinstance(structure, BlockDiagonal)
     depth = int(architecture.num_hidden_layers) if config.block == "model" else 1
-    forming = {"mlp": 2.0 * T * d * d * d_ff, "attn": 4.0 * heads * d * d * blocks, "head": 4.0 * d * d * blocks}
-    # by autodiff, each row of J pulls one cotangent back through all tokens
-    pulled = N * T * depth * (2.0 * 2 * d * d_ff + 2.0 * 4 * d * d + 2.0 * 2 * T * d)
-    svd = 8 / 3 * (T * d**3 if diagonal else N**3)
-    decomposing = forming.get(config.block, pulled) + svd
+    cost = _cost(config.block, T, d, d_ff, heads, family.causal(architecture), depth)
+    decomposing = cost.blocks + 8 / 3 * (T * d**3 if diagonal else N**3)
     if config.forms_jacobian:
         route = str(choose(structure, (N, N), (d, d), config.dtype, memory_limit(config.memory)))
         working = _working_bytes(T, d, diagonal, size, max(2 * d_ff, 4 * d)) + min(KEPT_BYTES, blocks * d * d * size)
@@ -135,15 +134,12 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
     else:
         k = min(config.k or DEFAULT_K, N)
         route = f"block Golub–Kahan–Lanczos, {k} of {N} values: products only, J is never formed"
-        # about 14 columns a value through every weight of the block and its pairs of tokens, twice as many operations
-        decomposing = 14.0 * k * T * depth * 2 * (2 * d * d_ff + 4 * d * d + 2 * T * d)
+        decomposing = 14.0 * k * cost.product  # about 14 columns a value
         basis = min(BASIS_BYTES, 2 * N * size * (8 * k + 2 * BLOCK))
         working = (
             basis + ARENA_FACTOR * max(ARENA_BYTES, T * max(2 * d_ff, 4 * d) * size) + 8 * N * max(k, BLOCK) * size
         )
         stored = len(listed) * k * size
-    # what a closed form keeps: folded weights and gathered rows; P and a few (T, heads, d) arrays
-    pieces = {"mlp": 4 * d * d_ff, "attn": heads * (d * d + 6 * T * d), "head": d * d + 6 * T * d}
     sliced = {"mlp": 2 * d * d_ff, "attn": 4 * d * d, "head": 4 * d * d}.get(
         config.block, depth * (4 * d * d + 2 * d * d_ff)
     )
@@ -161,12 +157,21 @@ def plan_for(config: Config, architecture: Any, name: str) -> Plan:
         memory=PROCESS_BYTES
         + weights
         + depth * (4 * d * d + 2 * d * d_ff) * 12  # the block's layers once more in each precision
-        + 12 * pieces.get(config.block, 0)  # likewise
+        + 12 * cost.kept  # likewise
         + SLICED_BYTES * sliced
         + 20 * T * d * size * int(architecture.num_hidden_layers)  # what is captured of every layer
         + 2 * config.vectors * 2 * N * size * len(listed)  # U and Vh of all jobs, and once more while written
         + working,
     )
+
+
+def _cost(block: str, T: int, d: int, d_ff: int, heads: int, causal: bool, depth: int) -> Cost:
+    """Of the closed form of a block."""
+    if block == "head":
+        return attention.cost(T, d, 1, d // heads, causal)
+    whole, feed = attention.cost(T, d, heads, d // heads, causal), mlp.cost(T, d, d_ff)
+    pulled = T * d * (0.5 if causal else 1.0)
+    return {"mlp": feed, "attn": whole}.get(block) or cost_of_layers(whole, feed, depth, pulled)
 
 
 def _working_bytes(T: int, d: int, diagonal: bool, size: int, width: int) -> int:

@@ -1,8 +1,12 @@
-"""What is known of a Jacobian over tokens: which of its (token, token) blocks can be non-zero."""
+"""What is known of a Jacobian over tokens, which of its (token, token) blocks can be non-zero; and those blocks, written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # readers of stored numbers do without torch
+    import torch
 
 from tightpass import doors
 
@@ -57,6 +61,15 @@ class Dense(Structure):
 
     def count(self, rows: int, columns: int) -> int:
         return doors.whole("rows", rows) * doors.whole("columns", columns)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Some non-zero blocks: `blocks[i]`, (d_out, d_in), is J's block (rows[i], columns[i])."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    blocks: torch.Tensor
 
 
 STRUCTURES = {kind.__name__: kind() for kind in (BlockDiagonal, BlockLowerTriangular, Dense)}

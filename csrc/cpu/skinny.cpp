@@ -1,5 +1,8 @@
 // Products of a large matrix with few columns, bound by how fast its rows come from memory, and of few rows with a
 // large one: libraries' own products are tuned for square ones (`benchmarks/svd.py`, "products").
+#include <memory>
+#include <type_traits>
+
 #include "tile.h"
 
 namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA) {
@@ -8,6 +11,7 @@ namespace {
 constexpr Index kDepth = 256;  // terms of one partial sum, so that long rows do not lose digits
 constexpr Index kBlock = 96;   // rows of a that many columns go past
 constexpr Index kWorthThreads = 1 << 24;  // multiplications; below, one thread is done before another is awake
+constexpr Index kWorthCopy = 256;  // rows of a that a copy of x is worth
 constexpr Index kStack = 16;   // rows that share one visit to a part of the answer of aᵀ·y
 
 // Few rows at once: those of a large matrix often lie a multiple of 4096 bytes apart, in the same places of the cache.
@@ -27,14 +31,62 @@ void some_rows(const View<const T, 2>& a, const T* x, Index x_row, T* out, Index
   put<false>(out + i * out_row, out_row, total);
 }
 
+// Columns of x as wide as a tile
+template <class T>
+struct Strip {
+  const T* data;
+  Index row;
+};
+
+// x, its strips one after the other where there is a copy: their rows, often a multiple of 4096 bytes apart, would share the
+// same places of the cache.
+template <class T>
+class Strips {
+ public:
+  Strips(const Product<T>& op, int threads) : x_(op.x) {
+    const Index n = x_.shape[0], width = x_.shape[1];
+    if (op.a.shape[0] < kWorthCopy || width <= kStripColumns) return;
+    copy_.reset(new T[n * width]);
+    const Index count = (width + kStripColumns - 1) / kStripColumns;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (Index s = 0; s < count; ++s)
+      for_strips(least(width, (s + 1) * kStripColumns), s * kStripColumns, [&](auto vectors, Index c) {
+        constexpr int columns = decltype(vectors)::value * kLanes<T>;
+        T* to = copy_.get() + c * n;
+        for (Index j = 0; j < n; ++j, to += columns)
+          for (int v = 0; v < columns; v += kLanes<T>) store(to + v, load(x_.data + j * x_.stride[0] + c + v));
+      });
+  }
+
+  template <int vectors>
+  Strip<T> at(Index column) const {
+    if (!copy_) return {x_.data + column, x_.stride[0]};
+    return {copy_.get() + column * x_.shape[0], vectors * kLanes<T>};
+  }
+
+  // f(vectors, column) for every strip of columns [from, width)
+  template <class F>
+  static void for_strips(Index width, Index from, F f) {
+    constexpr int lanes = kLanes<T>;
+    Index c = from;
+    for (; c + 4 * lanes <= width; c += 4 * lanes) f(std::integral_constant<int, 4>(), c);
+    for (; c + 2 * lanes <= width; c += 2 * lanes) f(std::integral_constant<int, 2>(), c);
+    for (; c < width; c += lanes) f(std::integral_constant<int, 1>(), c);
+  }
+
+ private:
+  static constexpr Index kStripColumns = 4 * kLanes<T>;
+  View<const T, 2> x_;
+  std::unique_ptr<T[]> copy_;
+};
+
 template <int vectors, class T>
-void product_part(const Product<T>& op, Index column, Index from, Index to) {
+void product_part(const Product<T>& op, Strip<T> x, Index column, Index from, Index to) {
   constexpr int rows = kRowsOf<vectors>;
-  const T* const x = op.x.data + column;
   T* const out = op.out.data + column;
   Index i = from;
-  for (; i + rows <= to; i += rows) some_rows<vectors, rows>(op.a, x, op.x.stride[0], out, op.out.stride[0], i);
-  for (; i < to; ++i) some_rows<vectors, 1>(op.a, x, op.x.stride[0], out, op.out.stride[0], i);
+  for (; i + rows <= to; i += rows) some_rows<vectors, rows>(op.a, x.data, x.row, out, op.out.stride[0], i);
+  for (; i < to; ++i) some_rows<vectors, 1>(op.a, x.data, x.row, out, op.out.stride[0], i);
 }
 
 // out[j .. j + columns) (+)= Σ_i a[i, j ..]·y[i] over some rows
@@ -86,19 +138,19 @@ void adjoint_any(const AdjointProduct<T>& op, T* out, Index out_row, Index top, 
 
 template <class T>
 void product(const Product<T>& op, int threads) {
-  constexpr int lanes = kLanes<T>;
   const Index m = op.a.shape[0], width = op.x.shape[1];
   // some rows stay in the cache while all columns go past; as many parts for each thread
   if (m * op.a.shape[1] * width < kWorthThreads) threads = 1;
   const Index rounds = (m + kBlock * threads - 1) / (kBlock * threads);
   const Index part = round_up((m + rounds * threads - 1) / (rounds * threads), 24), parts = (m + part - 1) / part;
+  const Strips<T> strips(op, threads);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
   for (Index p = 0; p < parts; ++p) {
     const Index from = p * part, to = least(m, from + part);
-    Index c = 0;
-    for (; c + 4 * lanes <= width; c += 4 * lanes) product_part<4>(op, c, from, to);
-    for (; c + 2 * lanes <= width; c += 2 * lanes) product_part<2>(op, c, from, to);
-    for (; c < width; c += lanes) product_part<1>(op, c, from, to);
+    Strips<T>::for_strips(width, 0, [&](auto vectors, Index c) {
+      constexpr int wide = decltype(vectors)::value;
+      product_part<wide>(op, strips.template at<wide>(c), c, from, to);
+    });
   }
 }
 

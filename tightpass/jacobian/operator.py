@@ -5,8 +5,9 @@ Rows and columns are flattened token by token: column s·d + j is feature j of i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -15,40 +16,111 @@ import torch
 
 from tightpass import doors
 from tightpass.errors import InputError
-from tightpass.jacobian.attention import ClosedAttention
 from tightpass.jacobian.autodiff import Function, Linearisation, chunk_size
-from tightpass.jacobian.closed import ClosedForm, closed_form
 from tightpass.jacobian.diagnose import WHO_KNOWS, check_function, diagnosis
-from tightpass.jacobian.mlp import ClosedMLP
+from tightpass.jacobian.forms.autodiff import Autodiff
+from tightpass.jacobian.forms.base import Form, in_parts
+from tightpass.jacobian.forms.closed import closed_form
 from tightpass.jacobian.perturbed import rounding
 from tightpass.jacobian.precision import check_precision_settings
 from tightpass.jacobian.probe import check_structure
-from tightpass.kernels import native
 from tightpass.kernels.forks import check_threads
 from tightpass.memory import bytes_of
 from tightpass.models.blocks import Block
-from tightpass.structure import BlockDiagonal, Dense, Structure
+from tightpass.structure import BlockDiagonal, Dense, Panel, Structure
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
-PANEL_ELEMENTS = 2_500_000  # of a group of blocks: the same tokens in every precision
-# Of each (columns, tokens, width) intermediate of a closed form's product. Under 32 MiB the allocator reuses its heap
-# instead of mapping fresh pages for every one (as in `autodiff.ARENA_BYTES`).
-PRODUCT_BYTES = 26 * 2**20
-# Output tokens of an attention whose structure is probed: of long ones, every product is dear. Its closed form, which
-# holds no other blocks, is compared with automatic differentiation for all tokens besides.
+# Output tokens whose structure is probed where the form has it by construction: of long inputs, every product is dear. Such a
+# form is compared with automatic differentiation for all tokens besides.
 PROBED = 64
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Some non-zero blocks: `blocks[i]`, (d_out, d_in), is J's block (rows[i], columns[i])."""
+class Operator(ABC):
+    """A linear map with products: what a Jacobian and its transpose have in common.
 
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    blocks: torch.Tensor
+    Raises InputError for operands that are not NumPy arrays or torch tensors of its dtype and of as many rows as it has columns.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype: ...
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+    @property
+    @abstractmethod
+    def T(self) -> Operator: ...
+    @abstractmethod
+    def _forward(self, X: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
+        """A X. `words`: the operation as the caller wrote it; `axes`: how many X may have."""
+
+    @abstractmethod
+    def _backward(self, Y: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
+        """Aᵀ Y, likewise."""
+
+    @abstractmethod
+    def matmat_rounding(self, X: torch.Tensor) -> float: ...
+    @abstractmethod
+    def rmatmat_rounding(self, Y: torch.Tensor) -> float: ...
+    @abstractmethod
+    def dense(self) -> torch.Tensor: ...
+    @abstractmethod
+    def energy(self) -> float: ...
+    @abstractmethod
+    def known_energy(self) -> float | None: ...
+
+    called = "J"
+    """As its products are spoken of."""
+    prefix = ""
+
+    def __matmul__(self, X: Array) -> Array:
+        return self._forward(X, f"{self.called} @ x" if getattr(X, "ndim", 2) == 1 else f"{self.called} @ X")
+
+    def matvec(self, x: Array) -> Array:
+        """A x for x of shape (N_in,)."""
+        return self._forward(x, f"{self.prefix}matvec", (1,))
+
+    def rmatvec(self, y: Array) -> Array:
+        """Aᵀ y for y of shape (N_out,)."""
+        return self._backward(y, f"{self.prefix}rmatvec", (1,))
+
+    def matmat(self, X: Array) -> Array:
+        """A X for X of shape (N_in, k)."""
+        return self._forward(X, f"{self.prefix}matmat", (2,))
+
+    def rmatmat(self, Y: Array) -> Array:
+        """Aᵀ Y for Y of shape (N_out, k)."""
+        return self._backward(Y, f"{self.prefix}rmatmat", (2,))
+
+    def to_scipy(self) -> Any:
+        """A `scipy.sparse.linalg.LinearOperator` with the same products."""
+        from scipy.sparse.linalg import LinearOperator
+
+        dtype = np.dtype(str(self.dtype).removeprefix("torch."))
+
+        def on(product: Any) -> Any:
+            def apply(X: np.ndarray) -> np.ndarray:
+                if X.dtype.kind not in "fiu":
+                    raise InputError(f"J is real, and so must be what it multiplies; got an array of {X.dtype}")
+                columns = X.astype(dtype, copy=False).reshape(X.shape[0], -1)
+                return product(columns).reshape(-1, *X.shape[1:])  # type: ignore[no-any-return]
+
+            return apply
+
+        return LinearOperator(
+            self.shape,
+            matvec=on(self.matmat),
+            rmatvec=on(self.rmatmat),
+            matmat=on(self.matmat),
+            rmatmat=on(self.rmatmat),
+            dtype=dtype,
+        )
 
 
-class Jacobian:
+class Jacobian(Operator):
     """J = dy/dx, shape (tokens_out·d_out, tokens_in·d_in), formed only where asked for.
 
     Blocks that have a closed form (`form`) use it; all else is automatic differentiation.
@@ -83,18 +155,28 @@ class Jacobian:
         self.x, self.block, self.memory = x.detach().clone(memory_format=torch.contiguous_format), block, memory
         self.structure = Dense() if structure is None else structure
         self._width = block.width if block is not None else 8 * x.shape[1]
-        self.form: ClosedForm | None = None if block is None else closed_form(block)
+        closed = None if block is None else closed_form(block)
         self._whole = Linearisation(fn, self.x, self._columns(x.shape[0]))
         self.looked = () if block is not None else (check_function(self._whole),)
-        y = self._whole.y
-        self.tokens_out, self.d_out = y.shape
+        self.form: Form = closed or self._by_autodiff()
+        self.tokens_out, self.d_out = self._whole.y.shape
         self.tokens_in, self.d_in = x.shape
         if not isinstance(self.structure, Dense):
             if self.tokens_out != self.tokens_in:
                 raise InputError(
                     f"{self.structure.name} needs as many output as input tokens, got {self.tokens_out} and {self.tokens_in}"
                 )
-            check_structure(self._whole, self.structure, PROBED if isinstance(self.form, ClosedAttention) else None)
+            check_structure(self._whole, self.structure, PROBED if self.form.structured else None)
+
+    def _by_autodiff(self) -> Form:
+        block = self.block
+        restricted = None
+        if block is not None and isinstance(self.structure, BlockDiagonal):
+
+            def restricted(tokens: slice) -> Linearisation:
+                return Linearisation(block.function(tokens), self.x[tokens], self._columns(tokens.stop - tokens.start))
+
+        return Autodiff(self._whole, self.structure, self._width, restricted)
 
     def _columns(self, tokens: int) -> int:
         return chunk_size(tokens * self._width * self.x.itemsize, self.memory)
@@ -106,9 +188,7 @@ class Jacobian:
     @property
     def route(self) -> str:
         """How products and blocks are computed, in words."""
-        if self.form is None:
-            return "automatic differentiation"
-        return f"closed form, kernels: {native.description(self.device.type)}"
+        return self.form.route(self.device.type)
 
     @property
     def differentiated(self) -> Linearisation:
@@ -135,33 +215,12 @@ class Jacobian:
     def T(self) -> Transposed:
         return Transposed(self)
 
-    def __matmul__(self, X: Array) -> Array:
-        return self._forward(X, "J @ x" if getattr(X, "ndim", 2) == 1 else "J @ X")
-
-    def matvec(self, x: Array) -> Array:
-        """J x for x of shape (N_in,)."""
-        return self._forward(x, "matvec", (1,))
-
-    def rmatvec(self, y: Array) -> Array:
-        """Jᵀ y for y of shape (N_out,)."""
-        return self._backward(y, "rmatvec", (1,))
-
-    def matmat(self, X: Array) -> Array:
-        """J X for X of shape (N_in, k)."""
-        return self._forward(X, "matmat", (2,))
-
-    def rmatmat(self, Y: Array) -> Array:
-        """Jᵀ Y for Y of shape (N_out, k)."""
-        return self._backward(Y, "rmatmat", (2,))
-
     def _forward(self, X: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
-        """J X. `words`: the operation as the caller wrote it; `axes`: how many X may have."""
         columns = self._operand(X, self.shape[1], words, axes)
         out = self.push(_by_token(columns, self.tokens_in))
         return _like(out.reshape(len(out), self.shape[0]).T, X)
 
     def _backward(self, Y: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
-        """Jᵀ Y, likewise."""
         columns = self._operand(Y, self.shape[0], words, axes)
         out = self.pull(_by_token(columns, self.tokens_out))
         return _like(out.reshape(len(out), self.shape[1]).T, Y)
@@ -170,26 +229,18 @@ class Jacobian:
         """(k, tokens_in, d_in) tangents -> (k, tokens_out, d_out)."""
         if not len(tangents):
             return tangents.new_zeros(0, self.tokens_out, self.d_out)
-        if self.form is None:
-            return self._whole.push(tangents)
-        return self._in_parts(self.form, self.form.push, tangents)
+        return self._in_parts(self.form.push, tangents)
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
         """(k, tokens_out, d_out) cotangents -> (k, tokens_in, d_in)."""
         if not len(cotangents):
             return cotangents.new_zeros(0, self.tokens_in, self.d_in)
-        if self.form is None:
-            return self._whole.pull(cotangents)
-        return self._in_parts(self.form, self.form.pull, cotangents)
+        return self._in_parts(self.form.pull, cotangents)
 
-    def _in_parts(self, form: ClosedForm, product: Function, columns: torch.Tensor) -> torch.Tensor:
-        """A product of a closed form, as many columns at once as `PRODUCT_BYTES` allow."""
-        budget = PRODUCT_BYTES if self.memory is None else min(PRODUCT_BYTES, self.memory // 16)
-        step = max(1, budget // (self.tokens_in * form.width * self.x.itemsize))
+    def _in_parts(self, product: Function, columns: torch.Tensor) -> torch.Tensor:
+        """A product, as many columns at once as the form carries."""
         with torch.no_grad():
-            if len(columns) <= step:
-                return product(columns)
-            return torch.cat([product(part) for part in columns.split(step)])
+            return in_parts(product, columns, self.form.at_once(self.x.itemsize, self.memory))
 
     def _operand(self, X: Any, rows: int, words: str, axes: tuple[int, ...]) -> torch.Tensor:
         """X as columns (rows, k). Raises InputError, in the words of the operation, for what cannot be multiplied."""
@@ -209,64 +260,16 @@ class Jacobian:
         columns = tensor.detach().to(self.device)
         return columns[:, None] if columns.ndim == 1 else columns
 
+    @torch.no_grad()
     def panels(self) -> Iterator[Panel]:
-        """The non-zero blocks, a few tokens at a time, in the order of (row, column).
-
-        Block-diagonal: groups of tokens; otherwise one output token after the other.
-        """
-        if isinstance(self.structure, BlockDiagonal):
-            yield from self._diagonal_panels()
-            return
-        if isinstance(self.form, ClosedAttention):
-            yield from self._attention_panels(self.form)
-            return
-        for t in range(self.tokens_out):
-            yield self.block_row(t)
-
-    def block_row(self, t: int) -> Panel:
-        """The non-zero blocks of output token t. Raises InputError for a token that is not there."""
-        t = doors.whole("an output token", t, 0, self.tokens_out)
-        columns = self.structure.row(t, self.tokens_in)
-        places = (t,) * len(columns), tuple(columns)
-        if isinstance(self.structure, BlockDiagonal) and self.block is not None:
-            return Panel(*places, self._diagonal(slice(t, t + 1)))
-        if isinstance(self.form, ClosedAttention):
-            with torch.no_grad():
-                return Panel(
-                    *places,
-                    self.form.write(range(t, t + 1), self.x.new_empty(len(columns), self.d_out, self.d_in), [0]),
-                )
-        rows = self._row_by_autodiff(t)[:, columns.start : columns.stop]
-        return Panel(*places, rows.transpose(0, 1).contiguous())
-
-    def _diagonal_panels(self) -> Iterator[Panel]:
-        if self.block is None:  # an unknown function cannot be restricted to some of its tokens
-            group = self.tokens_in
-        else:
-            group = max(1, PANEL_ELEMENTS // (self.d_out * self.d_in))
-        for start in range(0, self.tokens_in, group):
-            tokens = slice(start, min(start + group, self.tokens_in))
-            yield Panel(*(tuple(range(tokens.start, tokens.stop)),) * 2, self._diagonal(tokens))
-
-    def _attention_panels(self, form: ClosedAttention) -> Iterator[Panel]:
-        start = 0
-        while start < self.tokens_out:
-            stop, first, count = start, [], 0
-            while stop < self.tokens_out and (stop == start or count * self.d_out * self.d_in < PANEL_ELEMENTS):
-                first.append(count)
-                count += len(self.structure.row(stop, self.tokens_in))
-                stop += 1
-            places = [(t, s) for t in range(start, stop) for s in self.structure.row(t, self.tokens_in)]
-            with torch.no_grad():
-                blocks = form.write(range(start, stop), self.x.new_empty(count, self.d_out, self.d_in), first)
-            yield Panel(tuple(t for t, _ in places), tuple(s for _, s in places), blocks)
-            start = stop
+        """The non-zero blocks, a few tokens at a time, in the order of (row, column)."""
+        yield from self.form.panels(range(self.tokens_out))
 
     def energy(self) -> float:
         """‖J‖_F²: in closed form without J where there is one, else from J written out."""
-        if self.form is not None:
-            with torch.no_grad():
-                return self.form.energy()
+        known = self.known_energy()
+        if known is not None:
+            return known
         return sum(float(panel.blocks.double().square().sum()) for panel in self.panels())
 
     def matmat_rounding(self, X: torch.Tensor) -> float:
@@ -285,115 +288,85 @@ class Jacobian:
         fn = self._whole.fn if self.block is None else self.block.in_precision(self.dtype).function()
         return Linearisation(fn, self.x, self._whole.columns)
 
+    @torch.no_grad()
+    def known_energy(self) -> float | None:
+        """‖J‖_F² without writing J; None where that is not known."""
+        return self.form.energy()
+
+    @torch.no_grad()
+    def block_energies(self) -> np.ndarray | None:
+        """‖J_ts‖_F² of all blocks, (tokens, tokens), without writing J; None where they are not known."""
+        found = self.form.block_energies()
+        return None if found is None else found.cpu().numpy()
+
     def factors(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
         """C (n, d_out) and B (n, d_in) with block (t, t) = CᵀB, where fewer units than the width are active.
 
         None for all else. Safe to call from several threads at once.
         """
         t = doors.whole("a token", t, 0, self.tokens_out)
-        form = self.form
-        if not isinstance(form, ClosedMLP) or form.residual or len(form.active[t]) >= min(form.d_out, form.d_in):
-            return None
         with torch.no_grad():
-            C, B = form.factors(t, threads=1)
-        return C.cpu().numpy(), B.cpu().numpy()
+            found = self.form.thin_factors(t)
+        return None if found is None else (found[0].cpu().numpy(), found[1].cpu().numpy())
 
-    def _diagonal(self, tokens: slice) -> torch.Tensor:
-        """Blocks (t, t) of a group of tokens: cotangent i is the unit i at every token at once."""
-        if isinstance(self.form, ClosedMLP):
-            with torch.no_grad():
-                return self.form.blocks(range(tokens.start, tokens.stop))
-        x = self.x[tokens]
-        count = x.shape[0]
-        part = self._whole
-        if self.block is not None:
-            part = Linearisation(self.block.function(tokens), x, self._columns(count))
-        out = x.new_empty(count, self.d_out, self.d_in)
-        for start in range(0, self.d_out, part.columns):
-            rows = slice(start, min(start + part.columns, self.d_out))
-            units = x.new_zeros(rows.stop - rows.start, 1, self.d_out)
-            units[range(rows.stop - rows.start), 0, range(rows.start, rows.stop)] = 1
-            pulled = part.pull(units.repeat(1, count, 1))  # contiguous, so that products fold into one GEMM
-            out[:, rows] = pulled.transpose(0, 1)
-        return out
-
-    def _row_by_autodiff(self, t: int) -> torch.Tensor:
-        """Rows of output token t, (d_out, tokens_in, d_in)."""
-        out = self.x.new_empty(self.d_out, self.tokens_in, self.d_in)
-        for start in range(0, self.d_out, self._whole.columns):
-            rows = range(start, min(start + self._whole.columns, self.d_out))
-            units = self.x.new_zeros(len(rows), self.tokens_out, self.d_out)
-            units[range(len(rows)), t, rows] = 1
-            out[rows.start : rows.stop] = self._whole.pull(units)
-        return out
-
+    @torch.no_grad()
     def dense(self) -> torch.Tensor:
         """J as a (N_out, N_in) tensor, blocks outside of the structure exactly zero."""
         J = self.x.new_zeros(self.tokens_out, self.d_out, self.tokens_in, self.d_in)
-        if isinstance(self.form, ClosedAttention):
-            with torch.no_grad():
-                self.form.write(range(self.tokens_out), J.permute(0, 2, 1, 3))
-            return J.reshape(self.shape)
-        for panel in self.panels():
-            for t, s, values in zip(panel.rows, panel.columns, panel.blocks, strict=True):
-                J[t, :, s] = values
+        self.form.write_dense(J)
         return J.reshape(self.shape)
-
-    def to_scipy(self) -> Any:
-        """A `scipy.sparse.linalg.LinearOperator` with the same products."""
-        from scipy.sparse.linalg import LinearOperator
-
-        dtype = np.dtype(str(self.dtype).removeprefix("torch."))
-
-        def on(product: Any) -> Any:
-            def apply(X: np.ndarray) -> np.ndarray:
-                if X.dtype.kind not in "fiu":
-                    raise InputError(f"J is real, and so must be what it multiplies; got an array of {X.dtype}")
-                columns = X.astype(dtype, copy=False).reshape(X.shape[0], -1)
-                return product(columns).reshape(-1, *X.shape[1:])  # type: ignore[no-any-return]
-
-            return apply
-
-        return LinearOperator(
-            self.shape,
-            matvec=on(self.matmat),
-            rmatvec=on(self.rmatmat),
-            matmat=on(self.matmat),
-            rmatmat=on(self.rmatmat),
-            dtype=dtype,
-        )
 
     def __repr__(self) -> str:
         return f"Jacobian({self.name}, shape={self.shape}, {self.structure.name}, {self.dtype})"
 
 
-class Transposed:
+class Transposed(Operator):
     """Jᵀ: a view that swaps the products."""
 
+    called, prefix = "J.T", "J.T."
+
     def __init__(self, J: Jacobian) -> None:
-        self.T = J
-        self.shape = J.shape[::-1]
-        self.dtype, self.device = J.dtype, J.device
-        self.form, self.energy = J.form, J.energy
-        self.matmat_rounding, self.rmatmat_rounding = J.rmatmat_rounding, J.matmat_rounding
+        self._J = J
 
-    def __matmul__(self, Y: Array) -> Array:
-        return self.T._backward(Y, "J.T @ y" if getattr(Y, "ndim", 2) == 1 else "J.T @ Y")
+    @property
+    def T(self) -> Jacobian:
+        return self._J
 
-    def matvec(self, y: Array) -> Array:
-        return self.T._backward(y, "J.T.matvec", (1,))
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._J.shape[1], self._J.shape[0]
 
-    def rmatvec(self, x: Array) -> Array:
-        return self.T._forward(x, "J.T.rmatvec", (1,))
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._J.dtype
 
-    def matmat(self, Y: Array) -> Array:
-        return self.T._backward(Y, "J.T.matmat", (2,))
+    @property
+    def device(self) -> torch.device:
+        return self._J.device
 
-    def rmatmat(self, X: Array) -> Array:
-        return self.T._forward(X, "J.T.rmatmat", (2,))
+    def _forward(self, X: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
+        return self._J._backward(X, words, axes)
+
+    def _backward(self, Y: Array, words: str, axes: tuple[int, ...] = (1, 2)) -> Array:
+        return self._J._forward(Y, words, axes)
+
+    def matmat_rounding(self, X: torch.Tensor) -> float:
+        return self._J.rmatmat_rounding(X)
+
+    def rmatmat_rounding(self, Y: torch.Tensor) -> float:
+        return self._J.matmat_rounding(Y)
 
     def dense(self) -> torch.Tensor:
-        return self.T.dense().T
+        return self._J.dense().T
+
+    def energy(self) -> float:
+        return self._J.energy()
+
+    def known_energy(self) -> float | None:
+        return self._J.known_energy()
+
+    def __repr__(self) -> str:
+        return f"{self._J!r}.T"
 
 
 def jacobian(

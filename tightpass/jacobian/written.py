@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tightpass.jacobian.operator import Jacobian, Panel
-from tightpass.structure import Structure
+from tightpass.jacobian.operator import Jacobian
+from tightpass.structure import Panel, Structure
 
 
 @dataclass

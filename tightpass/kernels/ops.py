@@ -231,6 +231,13 @@ def _zeros(shape: tuple[int, ...], like: Array) -> Array:
     )
 
 
+def _empty(shape: tuple[int, ...], like: Array) -> Array:
+    """Likewise, of any content."""
+    if isinstance(like, torch.Tensor):
+        return like.new_empty(shape)
+    return array_namespace(like).empty(shape, dtype=like.dtype)
+
+
 def _plain(values: Any) -> np.ndarray:
     """Indices of any kind as a NumPy array; an empty sequence has no kind of its own."""
     if isinstance(values, torch.Tensor):
@@ -440,7 +447,7 @@ def _skinny(operation: str, a: Array, name: str, x: Array, threads: int | None) 
     if width != columns or (layout(name, x).strides[1] != 1):
         padded = _zeros((depth, width), a)
         padded[:, :columns] = x
-    out = _zeros((rows, width), a)
+    out = _empty((rows, width), a)
     call.add(name, padded, (depth, width), rows=True)
     call.add_output(out, (rows, width))
     if not (depth and rows and columns) or not call.run(threads, None):

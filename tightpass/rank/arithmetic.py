@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from tightpass.jacobian.autodiff import Linearisation
-from tightpass.jacobian.operator import Jacobian, Panel
+from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.perturbed import DRAWS, moved
 from tightpass.jacobian.twice.block import Twice
 from tightpass.jacobian.twice.pair import Pair, of
@@ -24,6 +24,7 @@ from tightpass.kernels import ops
 from tightpass.rank.floor import CALIBRATED, Part
 from tightpass.spectra.twostage import PROBED
 from tightpass.spectra.verify import CERTAIN
+from tightpass.structure import Panel
 
 Matrix = NDArray[np.floating[Any]]
 Panels = Callable[[], Iterator[Panel]]
@@ -223,7 +224,7 @@ def measured(J: Jacobian, stored: Panels, exact: Twice) -> Part:
 def estimated(J: Jacobian, stored: Panels) -> Part:
     """Where no formulas are known in twice float64's precision: how far J moves when every operation is perturbed, and how
     far J as stored is from automatic differentiation where it was computed in another way."""
-    if J.form is None:
+    if not J.form.closed:
         return _estimate(J, 0.0, "")
     found = bound(Difference(J, stored, _differentiated(J)))
     return _estimate(J, found.size, f"; and J as stored against automatic differentiation, {found.how}")
@@ -231,7 +232,7 @@ def estimated(J: Jacobian, stored: Panels) -> Part:
 
 def estimated_of_products(J: Jacobian) -> Part:
     """`estimated`, where J is never formed."""
-    if J.form is None:
+    if not J.form.closed:
         return _estimate(J, 0.0, "")
     found = bound(Apart(J, _differentiated(J)))
     return _estimate(J, found.size, f"; and its products against automatic differentiation, {found.how}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tightpass.errors import InputError, VerificationError
-from tightpass.jacobian.operator import Jacobian, Panel
+from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.probe import WrittenProduct, explained, ratio
 from tightpass.jacobian.twice.block import Twice, twice
 from tightpass.jacobian.twice.pair import of
@@ -21,7 +21,7 @@ from tightpass.rank.bounds import Bound, input_null, structural_bounds, units
 from tightpass.rank.explain import Explanation, by_distance, by_head
 from tightpass.rank.floor import Part
 from tightpass.spectra.verify import squared_norm
-from tightpass.structure import BlockDiagonal
+from tightpass.structure import BlockDiagonal, Panel
 
 ROUNDING = 100.0
 """How many times farther from the truth than products that do not form J the written blocks may be."""
@@ -217,7 +217,7 @@ def _contradiction(J: Jacobian, error: float, allowed: float) -> str:
         f"{J.name}: the written blocks times a random vector differ from J·v by {error:.1e} "
         f"(rounding explains {allowed:.0e})"
     )
-    if J.form is None:
+    if not J.form.closed:
         return f"{differ}; reverse and forward mode contradict each other: an operation of the model has a wrong derivative"
     return (
         f"{differ}; the kernels are wrong on this machine: set TIGHTPASS_KERNELS=reference, and report what "

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightpass.errors import TightpassError
-from tightpass.jacobian.attention import ClosedAttention
-from tightpass.jacobian.closed import closed_form
+from tightpass.jacobian.forms.closed import closed_form
 from tightpass.jacobian.operator import Jacobian
 from tightpass.spectra.krylov import svds
 
@@ -68,8 +67,8 @@ def by_distance(energies: NDArray[np.float64]) -> tuple[tuple[int, float], ...] 
 
 def by_head(J: Jacobian, energy: float) -> Heads | None:
     """Contributions of the heads of an attention J with this ‖J‖_F²; None for all else."""
-    block, form = J.block, J.form
-    if block is None or block.kind != "attn" or not isinstance(form, ClosedAttention) or energy == 0:
+    block = J.block
+    if block is None or block.kind != "attn" or not J.form.heads_apart or energy == 0:
         return None
     try:
         top = svds(J, 1)
@@ -77,12 +76,14 @@ def by_head(J: Jacobian, energy: float) -> Heads | None:
         return None
     u, v = top.U.reshape(-1), top.Vh.reshape(1, J.tokens_in, J.d_in)
     gains, energies = [], []
-    for h in range(form.count):
+    for h in range(J.form.heads_apart):
         options = replace(block.options, kind="head", head=h, residual=False)
         head = closed_form(replace(block, options=options))
         if head is None:
             return None
         gains.append(float(u @ head.push(v).reshape(-1)))
         if J.tokens_in <= ENERGIES_UP_TO:
-            energies.append(head.energy() / energy)
+            own = head.energy()
+            assert own is not None
+            energies.append(own / energy)
     return Heads(tuple(gains), tuple(energies) or None)

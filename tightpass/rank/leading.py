@@ -6,10 +6,7 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from tightpass.jacobian.attention import ClosedAttention
-from tightpass.jacobian.closed import ClosedForm
 from tightpass.jacobian.operator import Jacobian
 from tightpass.jacobian.twice.block import twice
 from tightpass.kernels.ops import dtype_name
@@ -77,11 +74,10 @@ def _parts_of(found: Leading) -> tuple[Part, Part]:
 
 def evidence_without_blocks(J: Jacobian) -> Evidence:
     """What `evidence.collect` learns, as far as products and the weights tell it."""
-    energies, estimated = _block_energies(J), J.form is None
-    if energies is not None:
-        energy = float(energies.sum())
-    else:
-        energy = _estimated_energy(J) if estimated else J.energy()
+    energies = J.block_energies()
+    known = J.known_energy() if energies is None else float(energies.sum())
+    estimated = known is None
+    energy = _estimated_energy(J) if known is None else known
     check_range(energy, np.sqrt(energy))
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
@@ -99,24 +95,17 @@ def evidence_without_blocks(J: Jacobian) -> Evidence:
         route=J.route,
         estimated=estimated,
         saturated=0 if exact is None else exact.saturated,
-        excess=None if J.form is None else moved + _rounding_of_energy(J.form, energy, min(J.shape), J.dtype),
+        excess=None if estimated else moved + _rounding_of_energy(J, energy),
         explanation=Explanation(
             heads=by_head(J, energy), distances=None if energies is None else by_distance(energies)
         ),
     )
 
 
-def _block_energies(J: Jacobian) -> NDArray[np.float64] | None:
-    """‖J_ts‖_F² of all blocks, (tokens, tokens), where a closed form has them without J."""
-    if not isinstance(J.form, ClosedAttention):
-        return None
-    with torch.no_grad():
-        return J.form.block_energies().cpu().numpy()
-
-
-def _rounding_of_energy(form: ClosedForm, energy: float, size: int, dtype: torch.dtype) -> float:
+def _rounding_of_energy(J: Jacobian, energy: float) -> float:
     """By how much ‖J‖_F may be more than √`energy` for rounding in that, whose terms may cancel."""
-    return math.sqrt(energy + allowed_energy(size, dtype_name(dtype)) * form.energy_reach()) - math.sqrt(energy)
+    allowed = allowed_energy(min(J.shape), dtype_name(J.dtype)) * J.form.energy_reach()
+    return math.sqrt(energy + allowed) - math.sqrt(energy)
 
 
 def _estimated_energy(J: Jacobian) -> float:

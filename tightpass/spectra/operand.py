@@ -120,8 +120,7 @@ def _of_jacobian(J: Any) -> Operand:
     return Operand(
         tuple(J.shape), kind, J.matmat, J.rmatmat,
         lambda values: torch.from_numpy(values.astype(kind)).to(J.device), lambda X: X,
-        J.energy if J.form is not None else lambda: None,
-        J.matmat_rounding, J.rmatmat_rounding,
+        J.known_energy, J.matmat_rounding, J.rmatmat_rounding,
     )  # fmt: skip
 
 

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 
 from tightpass.errors import InputError, VerificationError
-from tightpass.jacobian.operator import Panel
 from tightpass.rank.evidence import Evidence
 from tightpass.store.publish import part_of, sync
 from tightpass.store.stored import check_evidence, door, parsed
-from tightpass.structure import STRUCTURES, Structure
+from tightpass.structure import STRUCTURES, Panel, Structure
 
 SCHEMA = 1
 CHUNK_BYTES = 2**20

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from tightpass.jacobian.norm import NoClosedFormError
+from tightpass.jacobian.forms.norm import NoClosedFormError
 from tightpass.jacobian.probe import ratio
 from tightpass.jacobian.twice.maps import MLP, Attention, Chain, Linear, Map, Norm, Residual
 from tightpass.jacobian.twice.pair import Pair, of, perturbed

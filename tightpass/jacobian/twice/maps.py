@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from tightpass.jacobian.norm import NoClosedFormError
+from tightpass.jacobian.forms.norm import NoClosedFormError
 from tightpass.jacobian.twice.functions import activation, exp
 from tightpass.jacobian.twice.matrix import matmul, sliced
 from tightpass.jacobian.twice.pair import Pair, of, reciprocal_root

@@ -7,15 +7,24 @@ A gated MLP, W2·(act(g)∘u), is the sum of two such products with slopes act�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from tightpass.jacobian.norm import NormAt, sum_of
-from tightpass.jacobian.products import through
+from tightpass.jacobian.forms.base import Cost, Piece, groups, in_parts
+from tightpass.jacobian.forms.norm import NormAt, sum_of
+from tightpass.jacobian.forms.products import through
 from tightpass.kernels import ops
+from tightpass.structure import BlockDiagonal, Panel
+
+GATHERED = 32
+"""Columns whose products with a row of the weights take as long as to copy the row from among others (measured: 27)."""
+AT_ONCE = 4
+"""Times as many columns by units as `PRODUCT_BYTES` allow between two maps: nothing of that size is made in between."""
+UNITS = 256
+"""Rows of the weights at once: they stay in the cache between their copy and their use."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,13 @@ def slope_of(act: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> to
     return slope
 
 
-class ClosedMLP:
+def cost(tokens: int, d: int, d_ff: int, branches: int = 1) -> Cost:
+    """Of an MLP between activations of width d, all units active."""
+    product = 2.0 * tokens * d * d_ff * (1 + branches)
+    return Cost(product, 2.0 * tokens * d * d * d_ff, 2 * (1 + branches) * d * d_ff, 2 * tokens * d_ff)
+
+
+class ClosedMLP(Piece):
     """Σ_branches W2·diag(slope_t)·W1·dN_t for every token t, and the identity where `residual`.
 
     down       W2 (d_out, d_ff)
@@ -44,12 +59,17 @@ class ClosedMLP:
     ) -> None:
         self.down, self.branches, self.norm, self.residual = down, tuple(branches), norm, residual
         self.d_out, self.d_in = down.shape[0], branches[0].weight.shape[1]
-        self.tokens = branches[0].slope.shape[0]
+        self.tokens = self.tokens_in = self.tokens_out = branches[0].slope.shape[0]
+        self.structure = BlockDiagonal()
 
     @property
     def width(self) -> int:
         """Elements of the widest intermediate of a product, per token and column."""
         return max(self.down.shape)
+
+    @property
+    def cost(self) -> Cost:
+        return cost(self.tokens, self.d_out, self.down.shape[1], len(self.branches))
 
     @cached_property
     def _down_rows(self) -> torch.Tensor:
@@ -72,6 +92,12 @@ class ClosedMLP:
         index = self.active[t]
         return self._columns(index, threads), self._rows(t, index, threads)
 
+    def thin_factors(self, t: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The factors where fewer units than the width are active, and no identity hides them."""
+        if self.residual or len(self.active[t]) >= min(self.d_out, self.d_in):
+            return None
+        return self.factors(t, threads=1)
+
     def _columns(self, index: torch.Tensor, threads: int | None = None) -> torch.Tensor:
         if len(index) == self.down.shape[1]:
             return self._down_rows
@@ -89,6 +115,18 @@ class ClosedMLP:
             )
         return sum_of(parts)
 
+    def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
+        if left is None:
+            return self.blocks(range(t, t + 1))
+        C, B = self.factors(t)
+        out = torch.mm(left @ C.T, B)
+        return (out.add_(left) if self.residual else out)[None]
+
+    def panels(self, rows: range) -> Iterator[Panel]:
+        """Groups of tokens."""
+        for tokens in groups(rows, self.d_out * self.d_in):
+            yield Panel(tuple(tokens), tuple(tokens), self.blocks(tokens))
+
     def blocks(self, tokens: range, out: torch.Tensor | None = None) -> torch.Tensor:
         """Blocks (t, t) of some tokens, (len(tokens), d_out, d_in)."""
         if out is None:
@@ -102,17 +140,26 @@ class ClosedMLP:
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
         """J on (k, T, d_in) tangents -> (k, T, d_out)."""
-        at = tangents if self.norm is None else self.norm.push(tangents)
-        hidden = sum_of([through(at, W).mul_(b.slope) for W, b in zip(self._up_columns, self.branches, strict=True)])
-        out = through(hidden, self._down_rows)
+        at = (tangents if self.norm is None else self.norm.push(tangents)).transpose(0, 1)
+        hidden = sum_of(
+            [through(at, W).mul_(self._slope(b, len(at))) for W, b in zip(self._up_columns, self.branches, strict=True)]
+        )
+        out = through(hidden, self._down_rows).transpose(0, 1)
         return out.add_(tangents) if self.residual else out
+
+    def _slope(self, branch: Branch, tokens: int) -> torch.Tensor:
+        """Of the first tokens, beside (tokens, k, d_ff)."""
+        return branch.slope[:tokens, None]
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in)."""
-        hidden = through(cotangents, self.down)
-        at = sum_of([through(hidden * branch.slope, branch.weight) for branch in self.branches])
+        hidden = through(cotangents.transpose(0, 1), self.down)
+        slopes = [self._slope(branch, len(hidden)) for branch in self.branches]
+        at = sum_of(
+            [through(hidden * slope, branch.weight) for slope, branch in zip(slopes, self.branches, strict=True)]
+        ).transpose(0, 1)
         out = at if self.norm is None else self.norm.push(at)
-        return out + cotangents if self.residual else out
+        return out.add_(cotangents) if self.residual else out
 
     def energy_reach(self) -> float:
         """What ‖J‖_F² is made of before anything cancels: its rounding is relative to this."""
@@ -147,3 +194,63 @@ class ClosedMLP:
             if self.residual:
                 trace = r * (trace - ((through @ self.down.double().cpu().T) * xhat).sum(-1) / self.d_in)
         return float((total + 2 * trace).sum()) + (self.tokens * self.d_in if self.residual else 0)
+
+
+class ActiveMLP(ClosedMLP):
+    """The same, whose products go through the active units of each token alone where that is less work."""
+
+    @cached_property
+    def share(self) -> float:
+        """Of the units that are active, over all tokens."""
+        return sum(len(index) for index in self.active) / (self.tokens * self.down.shape[1])
+
+    def _by_units(self, columns: int) -> bool:
+        """Whether to gather each token's rows of the weights: each costs as much as `GATHERED` columns' products with it."""
+        return self.share * (columns + GATHERED) < columns
+
+    def at_once(self, itemsize: int, memory: int | None) -> int:
+        """By units nothing is wider than what comes in and goes out, and the more columns the better."""
+        columns = super().at_once(itemsize, memory)
+        many = AT_ONCE * columns * self.width // max(self.d_in, self.d_out)
+        return many if self._by_units(many) else columns
+
+    def push(self, tangents: torch.Tensor) -> torch.Tensor:
+        if not self._by_units(len(tangents)):
+            return in_parts(super().push, tangents, super().at_once(tangents.itemsize, None))
+        at = tangents if self.norm is None else self.norm.push(tangents)
+        out = self._through_units(at, [branch.weight for branch in self.branches], self._down_rows)
+        return out.add_(tangents) if self.residual else out
+
+    def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
+        if not self._by_units(len(cotangents)):
+            return in_parts(super().pull, cotangents, super().at_once(cotangents.itemsize, None))
+        at = sum_of(
+            self._through_units(cotangents, [self._down_rows], branch.weight, branch.slope) for branch in self.branches
+        )
+        out = at if self.norm is None else self.norm.push(at)
+        return out.add_(cotangents) if self.residual else out
+
+    def _through_units(
+        self, at: torch.Tensor, read: list[torch.Tensor], written: torch.Tensor, slope: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Σ_units written[u]·slope_u·(read[u]·at_t) of the active units of each token; slopes are those of the branches, or
+        one that is given. (k, n, d) -> (k, n, ·), some units at a time: their rows stay in the cache."""
+        k, n, _ = at.shape
+        slopes = [branch.slope for branch in self.branches] if slope is None else [slope]
+        out = at.new_zeros(n, k, written.shape[1])
+        rows = at.new_empty(UNITS, max(written.shape[1], at.shape[2]))
+        for t in range(n):
+            columns = at[:, t].T.contiguous()
+            for units in self.active[t].split(UNITS):
+                hidden = sum_of(
+                    (taken(R, units, rows) @ columns).mul_(slope[t, units, None])
+                    for R, slope in zip(read, slopes, strict=True)
+                )
+                out[t].addmm_(hidden.T.contiguous(), taken(written, units, rows))
+        return out.transpose(0, 1)
+
+
+def taken(weight: torch.Tensor, units: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Some rows of a weight, into memory that is there."""
+    shape = len(units), weight.shape[1]
+    return torch.index_select(weight, 0, units, out=rows.view(-1)[: shape[0] * shape[1]].view(shape))

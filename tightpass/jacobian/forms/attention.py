@@ -16,17 +16,20 @@ v_s − o_t = (v_s − v_u) − (o_t − v_u); in products scores' derivatives a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 
 import torch
 
-from tightpass.jacobian.norm import NormAt
-from tightpass.jacobian.products import through
-from tightpass.jacobian.rotation import Rotation
+from tightpass.jacobian.forms.base import PANEL_ELEMENTS, Cost, Piece
+from tightpass.jacobian.forms.norm import NormAt
+from tightpass.jacobian.forms.products import through
+from tightpass.jacobian.forms.rotation import Rotation
 from tightpass.kernels import ops
+from tightpass.structure import BlockLowerTriangular, Dense, Panel
 
 SCORE_BYTES = 4 * 2**20
 """Tokens × tokens × columns intermediates of a product: kept this small, they stay in the cache."""
@@ -53,12 +56,22 @@ class Heads:
         return Heads(**arrays, scale=self.scale, rotation=self.rotation)
 
 
-class ClosedAttention:
+def cost(tokens: int, d: int, heads: int, d_head: int, causal: bool) -> Cost:
+    """Of some heads of an attention between activations of width d."""
+    inner, blocks = heads * d_head, tokens * (tokens + 1) // 2 if causal else tokens**2
+    product = 2.0 * 4 * tokens * d * inner + 2.0 * 3 * blocks * inner
+    return Cost(product, 4.0 * heads * d * d * blocks, heads * (d * d + 6 * tokens * d), 4 * tokens * max(d, inner))
+
+
+class ClosedAttention(Piece):
     """The Jacobian of Σ_h Wo_h·softmax(scale·q_h k_hᵀ) v_h, and the identity where `residual`."""
 
     def __init__(self, heads: Heads, norm: NormAt | None, causal: bool, residual: bool = False) -> None:
         self.heads, self.norm, self.causal, self.residual = heads, norm, causal, residual
         self.count, self.tokens, self.d_head = heads.q.shape
+        self.tokens_in = self.tokens_out = self.tokens
+        self.heads_apart = self.count
+        self.structure = BlockLowerTriangular() if causal else Dense()
         self.d_out, self.d_in = heads.Wo.shape[0], heads.Wq.shape[-1]
         scores = heads.scale * heads.q @ heads.k.mT
         if causal:
@@ -75,6 +88,10 @@ class ClosedAttention:
     def width(self) -> int:
         """Elements of the widest intermediate of a product, per token and column."""
         return max(self.count * self.d_head, self.d_in, self.d_out)
+
+    @property
+    def cost(self) -> Cost:
+        return cost(self.tokens, self.d_out, self.count, self.d_head, self.causal)
 
     def _at_top(self, by_token: torch.Tensor) -> torch.Tensor:
         """(H, T, e): of each output token t, the row of its own u."""
@@ -149,6 +166,40 @@ class ClosedAttention:
             for i, t in enumerate(rows):
                 (out[i, t] if first is None else out[first[i] + t]).diagonal().add_(1)
         return out
+
+    def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
+        out = self.heads.Wo.new_empty(self._columns(t), self.d_out if left is None else len(left), self.d_in)
+        form = self if left is None else self._behind(left)
+        form.write(range(t, t + 1), out, [0])
+        if left is not None and self.residual:
+            out[t] += left
+        return out
+
+    def _behind(self, left: torch.Tensor) -> ClosedAttention:
+        """left·J, without the residual: its blocks cost a mix of heads each, as those of J, and no product with `left`."""
+        form = copy.copy(self)
+        Wo = (left @ self.heads.Wo.flatten(1)).unflatten(1, self.heads.Wo.shape[1:])
+        form.heads, form.d_out, form.residual = replace(self.heads, Wo=Wo), len(left), False
+        for made_of_output in ("_P", "_VO", "_VT", "_OR", "_PX", "_output_columns"):
+            vars(form).pop(made_of_output, None)
+        return form
+
+    def panels(self, rows: range) -> Iterator[Panel]:
+        """As many output tokens at once as fill a panel."""
+        start = rows.start
+        while start < rows.stop:
+            stop, first, count = start, [], 0
+            while stop < rows.stop and (stop == start or count * self.d_out * self.d_in < PANEL_ELEMENTS):
+                first.append(count)
+                count += self._columns(stop)
+                stop += 1
+            places = [(t, s) for t in range(start, stop) for s in range(self._columns(t))]
+            blocks = self.write(range(start, stop), self.heads.Wo.new_empty(count, self.d_out, self.d_in), first)
+            yield Panel(tuple(t for t, _ in places), tuple(s for _, s in places), blocks)
+            start = stop
+
+    def write_dense(self, J: torch.Tensor) -> None:
+        self.write(range(self.tokens), J.permute(0, 2, 1, 3))
 
     def _write(self, rows: range, out: torch.Tensor, first: list[int] | None) -> None:
         which = slice(rows.start, rows.stop)
@@ -257,7 +308,7 @@ class ClosedAttention:
     # tokens each head is by itself, (heads, T, k, d_head)
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
-        """J on (k, T, d_in) tangents -> (k, T, d_out). Fastest where tangents.transpose(0, 1) is contiguous."""
+        """J on (k, T, d_in) tangents -> (k, T, d_out)."""
         at = tangents if self.norm is None else self.norm.push(tangents)
         projected = through(at.transpose(0, 1), self._projections)  # (T, k, 3·H·d_head)
         dq, dk, dv = projected.split(self.count * self.d_head, dim=-1)
@@ -268,7 +319,7 @@ class ClosedAttention:
         for heads, columns in self._parts(len(tangents)):
             here = (heads, slice(None), columns)
             # Σ_s a_ts (v_s − o_t)·scale·(k_s·dq_t): one small matrix a token
-            mixed[here] = dq[here] @ self._mixings[heads].mT
+            mixed[here] = dq[here] @ self._mixings[heads, : dq.shape[1]].mT
             self._add_over_tokens(heads, dk[here], dv[here], mixed[here])
         out = through(mixed.permute(1, 2, 0, 3).flatten(-2), self._output_columns)
         return (out.transpose(0, 1) + tangents) if self.residual else out.transpose(0, 1)
@@ -297,11 +348,11 @@ class ClosedAttention:
     def _over_heads(self, d: torch.Tensor, turn: Callable[[torch.Tensor, slice], torch.Tensor]) -> torch.Tensor:
         """A rotation by token on (T, k, H·d_head)."""
         by_head = d.unflatten(-1, (self.count, self.d_head)).movedim(0, -2)  # (k, H, T, d_head)
-        return turn(by_head, slice(None)).movedim(-2, 0).flatten(-2).contiguous()
+        return turn(by_head, slice(len(d))).movedim(-2, 0).flatten(-2).contiguous()
 
     def _parts(self, columns: int) -> list[tuple[slice, slice]]:
         """Groups of heads, or of columns of one head, whose scores are of a size that stays in the cache."""
-        rows = max(r.stop - r.start for r in self._row_parts())
+        rows = max(r.stop - r.start for r in self._row_parts(self.tokens))
         fit = max(1, SCORE_BYTES // (self.tokens * rows * self.a.element_size()))
         heads, width = (max(1, fit // columns), columns) if fit >= columns else (1, fit)
         return [
@@ -310,16 +361,16 @@ class ClosedAttention:
             for c in range(0, columns, width)
         ]
 
-    def _row_parts(self) -> list[slice]:
-        """Groups of output tokens: causal rows need fewer input tokens at the start."""
-        parts = max(1, self.tokens // 32) if self.causal else 1
-        edges = [round(i * self.tokens / parts) for i in range(parts + 1)]
+    def _row_parts(self, tokens: int) -> list[slice]:
+        """Groups of the first output tokens: causal rows need fewer input tokens at the start."""
+        parts = max(1, tokens // 32) if self.causal else 1
+        edges = [round(i * tokens / parts) for i in range(parts + 1)]
         return [slice(lo, hi) for lo, hi in pairwise(edges)]
 
     def _add_over_tokens(self, heads: slice, dk: torch.Tensor, dv: torch.Tensor, out: torch.Tensor) -> None:
         """out_t += Σ_s a_ts·[(v_s − o_t)·scale·(q_t·dk_s) + dv_s], all (heads, T, k, d_head)."""
         a, v, columns = self.a[heads], self.heads.v[heads], dk.shape[2]
-        for rows in self._row_parts():
+        for rows in self._row_parts(dk.shape[1]):
             n, count = self._columns(rows.stop - 1), rows.stop - rows.start
             q = self.heads.scale * self.heads.q[heads, rows]
             weights = (dk[:, :n].flatten(1, 2) @ q.mT).unflatten(1, (n, columns))
@@ -332,26 +383,26 @@ class ClosedAttention:
             out[:, rows] += (a[:, rows, :n] @ dv[:, :n].flatten(2)).unflatten(2, (columns, -1))
 
     def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
-        """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in). Fastest where cotangents.transpose(0, 1) is contiguous."""
+        """Jᵀ on (k, T, d_out) cotangents -> (k, T, d_in)."""
         g = through(cotangents.transpose(0, 1), self.heads.Wo.reshape(self.d_out, -1))  # (T, k, H·d_head)
         projected = g.new_zeros(*g.shape[:2], 3 * g.shape[2])
         dq, dk, dv = (self._by_head(part) for part in projected.split(g.shape[2], dim=-1))
         by_head = self._by_head(g)
         for heads, columns in self._parts(len(cotangents)):
             here = (heads, slice(None), columns)
-            dq[here] = by_head[here] @ self._mixings[heads]
+            dq[here] = by_head[here] @ self._mixings[heads, : dq.shape[1]]
             self._add_back_over_tokens(heads, by_head[here], dk[here], dv[here])
         if self.heads.rotation is not None:
             for part in projected.split(g.shape[2], dim=-1)[:2]:
                 part.copy_(self._over_heads(part, self.heads.rotation.back))
         at = through(projected, self._projection_rows).transpose(0, 1)
         out = at if self.norm is None else self.norm.push(at)
-        return out + cotangents if self.residual else out
+        return out.add_(cotangents) if self.residual else out
 
     def _add_back_over_tokens(self, heads: slice, g: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> None:
         """The transpose of `_add_over_tokens`: cotangents of keys and values, all (heads, T, k, d_head)."""
         a, v, columns = self.a[heads], self.heads.v[heads], g.shape[2]
-        for rows in self._row_parts():
+        for rows in self._row_parts(g.shape[1]):
             n, count = self._columns(rows.stop - 1), rows.stop - rows.start
             at = g[:, rows]
             weights = (at.flatten(1, 2) @ v[:, :n].mT).unflatten(1, (count, columns))

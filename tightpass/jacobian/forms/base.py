@@ -1,0 +1,149 @@
+"""What every way of computing a Jacobian can do: the contract `Form`, and `Piece` for those that can be composed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from tightpass.kernels import native
+from tightpass.structure import Panel, Structure
+
+PANEL_ELEMENTS = 2_500_000
+"""Of a group of blocks: the same tokens in every precision."""
+PRODUCT_BYTES = 26 * 2**20
+"""Of each (columns, tokens, width) intermediate of a product. Under 32 MiB the allocator reuses its heap instead of mapping
+fresh pages for every one (as in `autodiff.ARENA_BYTES`)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a form takes, from shapes alone.
+
+    product   FLOPs of J·X or Jᵀ·Y, for each column
+    blocks    FLOPs of writing all blocks
+    kept      elements that it holds beside the model's own weights
+    working   elements of a product's intermediates, for each column
+    """
+
+    product: float
+    blocks: float
+    kept: int
+    working: int
+
+
+class Form(ABC):
+    """The Jacobian of a map of (tokens_in, d_in) to (tokens_out, d_out) tensors at a point.
+
+    structure    which blocks can be non-zero
+    closed       whether it is another way than automatic differentiation
+    structured   whether no other block is anything but zero by construction; else a probe has to see that
+    width        elements of the widest intermediate of a product, per token and column
+    heads_apart  how many heads it is the sum of, each of which has a form of its own; 0 for none
+
+    Tangents are (k, tokens_in, d_in), cotangents (k, tokens_out, d_out); answers are arrays of their own.
+    """
+
+    structure: Structure
+    tokens_out: int
+    d_out: int
+    tokens_in: int
+    d_in: int
+    structured = True
+    closed = True
+    heads_apart = 0
+
+    @property
+    @abstractmethod
+    def width(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def cost(self) -> Cost: ...
+
+    @abstractmethod
+    def push(self, tangents: torch.Tensor) -> torch.Tensor:
+        """J on tangents -> (k, tokens_out, d_out)."""
+
+    @abstractmethod
+    def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
+        """Jᵀ on cotangents -> (k, tokens_in, d_in)."""
+
+    @abstractmethod
+    def panels(self, rows: range) -> Iterator[Panel]:
+        """The blocks of output tokens `rows` that the structure allows, in the order of (row, column), few at a time."""
+
+    def energy(self) -> float | None:
+        """‖J‖_F² without writing J; None where that is not known."""
+        return None
+
+    def energy_reach(self) -> float:
+        """What `energy` is made of before anything cancels: its rounding is relative to this."""
+        return self.energy() or 0.0
+
+    def block_energies(self) -> torch.Tensor | None:
+        """‖J_ts‖_F² of all blocks without writing J, (tokens, tokens) float64; None where they are not known."""
+        return None
+
+    def thin_factors(self, t: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """C (n, d_out) and B (n, d_in) with block (t, t) = CᵀB and n below both; None where there are none. Safe to call from
+        several threads at once."""
+        return None
+
+    def write_dense(self, J: torch.Tensor) -> None:
+        """The blocks into a zero J (tokens_out, d_out, tokens_in, d_in)."""
+        for panel in self.panels(range(self.tokens_out)):
+            for t, s, values in zip(panel.rows, panel.columns, panel.blocks, strict=True):
+                J[t, :, s] = values
+
+    def at_once(self, itemsize: int, memory: int | None) -> int:
+        """How many columns a product carries at once, with entries of so many bytes and so much memory."""
+        budget = PRODUCT_BYTES if memory is None else min(PRODUCT_BYTES, memory // 16)
+        return max(1, budget // (self.tokens_in * self.width * itemsize))
+
+    def route(self, device: str) -> str:
+        """How products and blocks are computed, in words."""
+        return f"closed form, kernels: {native.description(device)}"
+
+
+class Piece(Form):
+    """A form that composes (`compose.py`): tokens to as many tokens, and where it is not `Dense`, products with the first n
+    tokens alone: tangents and cotangents (k, n, d) of n ≤ tokens give (k, n, ·).
+
+    Products are fastest where tangents.transpose(0, 1) is contiguous.
+    """
+
+    tokens: int
+
+    @abstractmethod
+    def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
+        """The blocks of output token t over the n input tokens that the structure allows, each multiplied from the left by
+        `left` (m, d_out) if it is given: (n, m, d_in), an array of its own."""
+
+    def panels(self, rows: range) -> Iterator[Panel]:
+        """One output token after the other."""
+        for t in rows:
+            columns = tuple(self.structure.row(t, self.tokens))
+            yield Panel((t,) * len(columns), columns, self.row(t))
+
+
+def in_parts(product: Callable[[torch.Tensor], torch.Tensor], columns: torch.Tensor, step: int) -> torch.Tensor:
+    """A product with (k, n, d) columns, so many of them at once; the answer is stored as (n, k, ·)."""
+    if len(columns) <= step:
+        return product(columns)
+    out = columns.new_empty(0)
+    for start in range(0, len(columns), step):
+        part = product(columns[start : start + step])
+        if start == 0:
+            out = part.new_empty(part.shape[1], len(columns), part.shape[2]).transpose(0, 1)
+        out[start : start + step] = part
+    return out
+
+
+def groups(tokens: range, elements: int) -> Iterator[range]:
+    """Tokens in groups whose blocks, of so many elements each, fill a panel."""
+    group = max(1, PANEL_ELEMENTS // elements)
+    for start in range(tokens.start, tokens.stop, group):
+        yield range(start, min(start + group, tokens.stop))
