@@ -332,8 +332,8 @@ def assert_fine(case):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"matmat": lambda right: lambda X: right(X) + 1e-3 * right(X * X)}, "not linear"),
-        ({"rmatmat": lambda right: lambda Y: 1.01 * right(Y)}, "not the adjoint"),
+        ({"push": lambda right: lambda X: right(X) + 1e-3 * right(X * X)}, "not linear"),
+        ({"pull": lambda right: lambda Y: 1.01 * right(Y)}, "not the adjoint"),
     ],
 )
 def test_wrong_products_are_refused_where_they_cancel(wrong, message, transposed):

@@ -72,12 +72,11 @@ class Operator(ABC):
     @abstractmethod
     def known_energy(self) -> float | None: ...
 
-    called = "J"
-    """As its products are spoken of."""
-    prefix = ""
+    called, operands, prefix = "J", "xX", ""
+    """As its products are spoken of: J @ x, J @ X, and matvec, or J.T.matvec."""
 
     def __matmul__(self, X: Array) -> Array:
-        return self._forward(X, f"{self.called} @ x" if getattr(X, "ndim", 2) == 1 else f"{self.called} @ X")
+        return self._forward(X, f"{self.called} @ {self.operands[getattr(X, 'ndim', 2) != 1]}")
 
     def matvec(self, x: Array) -> Array:
         """A x for x of shape (N_in,)."""
@@ -323,7 +322,7 @@ class Jacobian(Operator):
 class Transposed(Operator):
     """Jᵀ: a view that swaps the products."""
 
-    called, prefix = "J.T", "J.T."
+    called, operands, prefix = "J.T", "yY", "J.T."
 
     def __init__(self, J: Jacobian) -> None:
         self._J = J
