@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import fuzzing
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -159,3 +162,141 @@ def test_a_mask_stays_a_mask():
     weights = (X @ X.T + mask).softmax(-1)
     assert float(weights.triu(1).sum()) == 0
     assert rounding(lambda: (X @ X.T + mask).softmax(-1), torch.float32) < 1e-4
+
+
+# ---- what one rounding of arguments and results does not show
+
+
+def floor_of(f, x) -> float:
+    return tp.spectrum(tp.jacobian(f, x)).floor.total
+
+
+def of_gelu_tanh(z: float) -> float:
+    """Its slope, in 60 digits."""
+    with mpmath.workdps(60):
+        c, z = mpmath.mpf(math.sqrt(2 / math.pi)), mpmath.mpf(z)
+        inner = c * (z + mpmath.mpf(0.044715) * z**3)
+        slope = c * (1 + 3 * mpmath.mpf(0.044715) * z**2)
+        return float((1 + mpmath.tanh(inner)) / 2 + z * slope * mpmath.sech(inner) ** 2 / 2)
+
+
+@pytest.mark.parametrize(("z", "dtype"), [(-7.2, torch.float64), (-5.15, torch.float32), (-3.0, torch.float32)])
+def test_gelu_by_tanh_in_its_tail(z, dtype):
+    x = torch.tensor([[z]], dtype=dtype)
+    S = tp.spectrum(tp.jacobian(lambda x: nn.functional.gelu(x, approximate="tanh"), x))
+    assert abs(S.values[0] - abs(of_gelu_tanh(float(x)))) <= S.floor.total
+
+
+def test_gelu_by_erf_in_its_tail():
+    x = torch.tensor([[-8.3]], dtype=torch.float64)
+    with mpmath.workdps(60):
+        z = mpmath.mpf(-8.3)
+        true = float(abs(mpmath.ncdf(z) + z * mpmath.npdf(z)))
+    S = tp.spectrum(tp.jacobian(nn.functional.gelu, x))
+    assert abs(S.values[0] - true) <= S.floor.total
+    assert S.floor.total >= 1e-17
+
+
+CONSTANTS = {
+    "subtracted": (lambda x: (1e4 * (x - 0.1)) ** 2, [[0.1, 0.1]]),
+    "a base": (lambda x: torch.pow(1.1, x), [[300.0, 400.0]]),
+    "multiplied": (lambda x: torch.sin(x * 1000.1), [[700.0, 800.0]]),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_that_float32_does_not_hold(name):
+    """J of the same function in float64, where they are held far better, at the same x."""
+    f, entries = CONSTANTS[name]
+    x = torch.tensor(entries, dtype=torch.float32)
+    S = tp.spectrum(tp.jacobian(f, x))
+    true = torch.linalg.svdvals(tp.jacobian(f, x.double()).dense()).numpy()
+    assert np.abs(S.values - true).max() <= S.floor.total
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-22, 1.0])
+def test_norms_of_tiny_vectors(scale):
+    x = torch.tensor([[1.0, 2.0, -1.0]], dtype=torch.float32) * scale
+    functions = (lambda x: x.norm(dim=-1, keepdim=True), lambda x: x / (scale + x.norm(dim=-1, keepdim=True)))
+    for f in functions[: 1 if scale == 1e-25 else 2]:  # the other is refused there: its derivative leaves the range
+        S = tp.spectrum(tp.jacobian(f, x))
+        true = torch.linalg.svdvals(tp.jacobian(f, x.double()).dense()).numpy()
+        assert np.abs(S.values - true).max() <= S.floor.total
+
+
+def test_casts_round():
+    A = x_of(5, 5, seed=4)
+    f = lambda x: torch.tanh(x) @ A + 1e-4 * (x.float().double()) ** 2  # noqa: E731
+    g = lambda x: torch.tanh(x) @ A + 1e-4 * x**2  # noqa: E731
+    J, right = tp.jacobian(f, x_of(4, 5)), tp.jacobian(g, x_of(4, 5))
+    assert torch.linalg.matrix_norm(J.dense() - right.dense(), 2) <= floor_of(f, x_of(4, 5))
+    B = torch.full((40, 40), 1.00000005, dtype=torch.float64)
+    x = x_of(3, 40, dtype=torch.float32)
+    S = tp.spectrum(tp.jacobian(lambda x: (x.double() @ B).float(), x))
+    assert abs(float(S.values[0]) - 40 * 1.00000005) <= S.floor.total
+
+
+positions = torch.arange(4, dtype=torch.float64)
+EXACT_MASKS = {
+    "amax": lambda x: x.amax(-1, keepdim=True),
+    "max": lambda x: x.max().reshape(1, 1) * 1.0,
+    "softmax by hand": lambda x: (x - x.amax(-1, keepdim=True)).exp() / (x - x.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True),
+    "norm of the largest": lambda x: x / x.norm(p=float("inf"), dim=-1, keepdim=True),
+    "causal": lambda x: (positions[:, None] >= positions[None]).to(x) @ x,
+    "by sums": lambda x: torch.where(torch.ones(4, 4).to(x).cumsum(0) >= torch.ones(4, 4).to(x).cumsum(1), 1.0, 0.0).to(x) @ x,
+    "window": lambda x: ((positions[:, None] - positions[None]).abs() <= 1).to(x) @ x,
+    "best two": lambda x: x * (x >= x.topk(2, -1).values[:, -1:]),
+    "not a number": lambda x: torch.nan_to_num(torch.sin(x)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("name", EXACT_MASKS)
+def test_comparisons_and_small_whole_numbers_are_exact(name, dtype):
+    S = tp.spectrum(tp.jacobian(EXACT_MASKS[name], x_of(4, 5, dtype=dtype)))
+    assert S.floor.total <= 100 * EPS[dtype] * float(S.values[0])
+    assert S.rank.flag == "certified"
+
+
+def test_what_is_whole_by_rounding_is_perturbed():
+    """tanh is 1 in float64; 1 − tanh² is 0 for whole numbers, and not of these."""
+    S = tp.spectrum(tp.jacobian(torch.tanh, torch.tensor([[25.0]], dtype=torch.float64)))
+    assert S.floor.total >= 1e-16
+
+
+def test_a_leak_that_the_probe_lets_pass_is_in_the_floor():
+    x = torch.ones(64, 1, dtype=torch.float64)
+    leaks = lambda x: x * 1.5 + 4 * 2.2e-16 / 8 / 1.5 * x.sum(0)  # noqa: E731
+    S = tp.spectrum(tp.jacobian(leaks, x, structure=tp.BlockDiagonal()))
+    true = torch.linalg.svdvals(1.5 * torch.eye(64, dtype=torch.float64) + 4 * 2.2e-16 / 8 / 1.5)
+    assert np.abs(S.values - true.numpy()).max() <= S.floor.total
+
+
+class Steep(torch.autograd.Function):
+    """sin, whose two derivatives are wrong alike."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return torch.sin(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 1.01 * grad * torch.cos(ctx.saved_tensors[0])
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 1.01 * tangent * torch.cos(ctx.saved_tensors[0])
+
+
+def test_what_differences_say_of_a_derivative_is_among_the_checks():
+    checks = tp.spectrum(tp.jacobian(torch.sin, x_of(3, 4))).checks
+    assert any("finite differences along one direction confirm the derivative to 1e-" in check for check in checks)
+    checks = tp.spectrum(tp.jacobian(Steep.apply, x_of(3, 4))).checks
+    assert any("do not confirm the derivative (apart by 1e-02 of it)" in check for check in checks)

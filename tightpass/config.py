@@ -107,6 +107,10 @@ class Config(BaseModel):
             raise InputError(f"{path} is not YAML{where}: {str(error).splitlines()[0]}") from None
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise InputError(f"{path} must hold options, one per line, such as `model: demo`")
+        try:
+            cls.of(**content)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         return cls.of(**{**content, **overrides})
 
     def directory(self) -> Path:

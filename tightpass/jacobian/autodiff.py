@@ -98,7 +98,11 @@ def in_words(error: Exception) -> TightpassError:
         ("generate_vmap_rule", "its autograd.Function needs generate_vmap_rule = True, or a vmap method"),
         ("vmap staticmethod", "its autograd.Function needs generate_vmap_rule = True, or a vmap method"),
         ("jvp", "its autograd.Function, or one of its operations, needs a jvp (forward mode)"),
-        ("forward AD", "one of its operations has no forward mode"),
+        (
+            "forward AD",
+            "one of its operations has no forward mode; for attention, call it within "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
+        ),
         ("random operation", "it draws random numbers; make it a function of x alone (dropout: call .eval())"),
         ("data-dependent control flow", "its course depends on values of x (.item(), if); use torch.where"),
     )

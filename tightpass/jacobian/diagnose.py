@@ -98,8 +98,23 @@ def check_function(whole: Linearisation) -> str:
         raise InputError(f"no Jacobian of this function: {diagnosis(whole) or WHO_KNOWS}")
     if x.dtype == torch.float64 and loses_precision(fn, x) and _narrows(fn, x):
         raise InputError(f"no Jacobian of this function: {LOWER}")
-    if not edges.found and _cuts(fn, x) and _misses(fn, x, v, pushed):
+    error, allowed = slope_error(fn, x, v, pushed)
+    if not edges.found and error > allowed and _cuts(fn, x):
         raise InputError(f"no Jacobian of this function: {CUT}")
+    return f"{_sided(edges)}; {_confirmed(error, allowed)}"
+
+
+def _confirmed(error: float, allowed: float) -> str:
+    """What finite differences say of the derivative, which is torch's, or an autograd.Function's own, and taken as it is."""
+    if error <= allowed:
+        return f"finite differences along one direction confirm the derivative to {max(error, 1e-16):.0e}"
+    return (
+        f"finite differences along one direction do not confirm the derivative (apart by {error:.0e} of it): it bends or "
+        "rounds too much there, or a jvp and backward of your own are wrong alike"
+    )
+
+
+def _sided(edges: Edges) -> str:
     seen = ", ".join(f"{count} entries of {name}" for name, count in edges.found.items())
     return (
         f"one-sided derivatives: {seen} lie exactly where the derivative jumps; the one that torch takes was used"
@@ -161,12 +176,6 @@ def diagnosis(whole: Linearisation) -> str | None:
     if error <= ALLOWED[x.dtype]:
         return "its backward differs from its jvp, which finite differences confirm: the backward pass is wrong"
     return None
-
-
-def _misses(fn: Function, x: torch.Tensor, v: torch.Tensor, pushed: torch.Tensor) -> bool:
-    """Whether differences along v say something else than the derivative."""
-    error, allowed = slope_error(fn, x, v, pushed)
-    return error > allowed
 
 
 def _check_same(y: torch.Tensor, again: Any) -> None:

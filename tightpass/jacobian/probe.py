@@ -11,8 +11,7 @@ from tightpass.jacobian.autodiff import Linearisation
 from tightpass.structure import BlockDiagonal, Structure
 
 LEAK = 4
-"""Rounding units of what an output token receives that may come from where nothing may: a quarter of what the floor of an
-unknown function takes for its rounding."""
+"""Rounding units of what an output token receives that may come from where nothing may; the floor allows for as much."""
 
 
 def check_structure(whole: Linearisation, structure: Structure, most: int | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,10 +127,9 @@ def _detail(record: Record) -> dict[str, Any]:
 def load(path: Path) -> tuple[list[Record], dict[str, Any], list[int]]:
     """Records, provenance and token ids. Raises VerificationError for a damaged file and an unknown schema."""
     remedy = "delete it and run again, shards are kept"
-    try:
+    with door(path, remedy), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of files that are not ours: said below
         opened = xr.open_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError) as error:
-        raise VerificationError(f"{path} cannot be read ({error}); {remedy}") from error
     with opened as dataset, door(path, remedy):
         if "schema" not in dataset.attrs:
             raise VerificationError(f"{path} is not a results file of tightpass; {remedy}")
@@ -140,9 +140,20 @@ def load(path: Path) -> tuple[list[Record], dict[str, Any], list[int]]:
         dataset = dataset.load()
         provenance = _provenance(dataset.attrs.get("provenance"))
         records = [_record(dataset, i, provenance) for i in range(dataset.sizes["job"])]
+        for record in records:
+            check_spectrum(record.spectrum)
         if not records:
             raise ValueError("without any job")
         return records, provenance, [int(t) for t in dataset["token_id"].values]
+
+
+def check_spectrum(s: Spectrum) -> None:
+    """Raises ValueError for values that no decomposition gives, or of tokens that there are not."""
+    values = s.values
+    if not bool(np.isfinite(values).all() and (values >= 0).all() and (np.diff(values) <= 0).all()):
+        raise ValueError(f"singular_values of {s.name}: expected finite ones, none negative, from the largest down")
+    if s.blocks is not None and not bool(((s.blocks >= 0) & (s.blocks < s.tokens)).all()):
+        raise ValueError(f"value_token of {s.name}: expected tokens 0..{s.tokens - 1}")
 
 
 def _provenance(text: Any) -> dict[str, Any]:

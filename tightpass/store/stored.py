@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from tightpass.errors import TightpassError, VerificationError
+from tightpass.errors import InputError, TightpassError, VerificationError
 from tightpass.rank.evidence import Evidence
 from tightpass.rank.floor import CONFIDENCE, Part
 
@@ -59,6 +59,8 @@ def door(path: Path, remedy: str) -> Iterator[None]:
         yield
     except TightpassError:
         raise
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: permission denied") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else error
         reason = " ".join(str(missing).split()) or type(error).__name__

@@ -117,7 +117,7 @@ def _erfcx(x: Pair) -> Pair:
     at = (x.hi / STEP).round().clamp(0, FARTHEST / STEP)
     h = x - at * STEP
     table = torch.tensor(_erfcx_table(), dtype=torch.float64, device=x.hi.device)  # (2, ORDER, points)
-    index = at.long().flatten()
+    index = at.nan_to_num(0.0).long().flatten()  # what is not a number stays none by h
 
     def looked_up(part: int, n: int) -> Tensor:
         return table[part, n].index_select(0, index).view(at.shape)

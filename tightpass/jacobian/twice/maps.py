@@ -129,10 +129,7 @@ class Attention:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.hi.device)
         seen = seen.tril() if causal else seen
         visible = scores.where(seen, -torch.inf)
-        largest = visible.hi.argmax(-1, keepdim=True)
-        top = visible.map(
-            lambda part: part.gather(-1, largest)
-        )  # both parts: of scores of 1e20 the low one is thousands
+        top = _largest(visible)
         grown = exp(scores - top).where(seen, 0.0)
         self.a = grown / grown.sum(-1, keepdim=True)  # (H, T, T)
         self.q, self.qT, self.k, self.kT, self.v, self.vT = (sliced(p) for p in (q, q.mT, k, k.mT, v, v.mT))
@@ -183,6 +180,13 @@ class Attention:
             return whole
 
         return at if at.shape[-3] == self.count else at.map(place)
+
+
+def _largest(scores: Pair) -> Pair:
+    """Of each row, in both parts: of scores of 1e20 the low one is thousands, and tells apart those whose high one is the same."""
+    high = scores.hi.amax(-1, keepdim=True)
+    low = torch.where(scores.hi == high, scores.lo, -torch.inf).amax(-1, keepdim=True)
+    return Pair(high, low)
 
 
 class Chain:
