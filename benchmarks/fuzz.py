@@ -59,8 +59,7 @@ def report(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "cases": len(outcomes),
         "judged": len(judged),
-        "wrong": sum(o["confidence"] not in fuzzing.WEAK for o in wrong),
-        "wrong_where_assumed_or_sampled": sum(o["confidence"] in fuzzing.WEAK for o in wrong),
+        "wrong": len(wrong),
         "wrong_by_fault": dict(
             Counter(f"{o['faults'][0].split(':')[0]} / {o['case']['dtype']} / {o['confidence']}" for o in wrong)
         ),

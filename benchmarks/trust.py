@@ -17,12 +17,15 @@ from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import mpmath
 import numpy as np
 import torch
 from common import RESULTS, save
 
 import tightpass as tp
+from tightpass.jacobian.perturbed import moved
 from tightpass.jacobian.written import Written
+from tightpass.rank.arithmetic import SAFETY
 from tightpass.rank.bounds import units
 from tightpass.rank.evidence import OTHER, collect
 from tightpass.rank.knee import knees
@@ -34,6 +37,8 @@ from tightpass.structure import Panel
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import extended
+import fuzz_cases
+import fuzz_oracle
 import fuzzing
 import hostile_cases
 import known
@@ -41,6 +46,7 @@ import truth
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 SEEDS = 60
+FUNCTION_SEEDS = 10_000
 PROMPTS = (
     "Once upon a time, there was a little girl named Lily who loved to play outside in the park with her small dog.",
     "Tom and his friend went to the big lake to swim, but the water was too cold for them on that day in spring.",
@@ -108,6 +114,38 @@ def hostile() -> list[dict]:
             )
             print(rows[-1], flush=True)
     return rows
+
+
+def perturbed() -> dict:
+    """The true error of random functions (tests/fuzz_cases.py) over how far J moves when every operation is perturbed."""
+    rows = []
+    for seed in range(FUNCTION_SEEDS):
+        case = fuzz_cases.seeded(seed)
+        if case.family != "function":
+            continue
+        try:
+            rows.append((true_over_moved(case), seed, case.kind))
+        except tp.TightpassError:
+            continue
+    ratios = [row[0] for row in rows]
+    quantiles = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "largest": 1.0}
+    return {
+        "functions": len(rows),
+        "at most": float(f"{1 / SAFETY:g}"),
+        **{name: float(f"{np.quantile(ratios, q):.3g}") for name, q in quantiles.items()},
+        "worst": [{"ratio": ratio, "seed": seed, "kind": kind} for ratio, seed, kind in sorted(rows, reverse=True)[:5]],
+    }
+
+
+def true_over_moved(case: fuzz_cases.Case) -> float:
+    given = fuzz_cases.function(case)
+    J = tp.jacobian(given, given.x, structure=fuzz_cases.structure(case))
+    with mpmath.workdps(fuzz_oracle.DIGITS):
+        weights = map(fuzz_oracle.exact, given.weights)
+        y = given.apply(fuzz_oracle.Exact, fuzz_oracle.identity(fuzz_oracle.exact(given.x)), *weights)
+        E = fuzz_oracle.difference(J.dense().numpy(), fuzz_oracle.matrix(y))
+    error, size = float(np.linalg.norm(E, 2)), moved(J.differentiated)
+    return error / size if size else (0.0 if error < 1e-280 else float("inf"))
 
 
 def coverage() -> dict:
@@ -348,6 +386,7 @@ def falls() -> dict:
 PARTS = {
     "floors": floors,
     "hostile": hostile,
+    "perturbed": perturbed,
     "coverage": coverage,
     "conventional": conventional,
     "svd_errors": svd_errors,

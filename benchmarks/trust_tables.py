@@ -62,6 +62,14 @@ def hostile() -> str:
     )  # fmt: skip
 
 
+def perturbed() -> str:
+    p = trust()["perturbed"]
+    return (
+        f"Of {p['functions']} random functions the true ‖E‖₂ was {p['median']:.2g} times how far J moved in the median, {p['99 %']:.2g} times "
+        f"at 99 %, and {p['largest']:.2g} times at most; the floor is {1 / p['at most']:g} times how far J moves."
+    )
+
+
 def fuzz() -> str:
     document = read("fuzz")
     rows = []
@@ -189,6 +197,7 @@ TRUST_TABLES: dict[str, Callable[[], str]] = {
     "trust-floors-in-words": floors_in_words,
     "trust-hostile": hostile,
     "trust-fuzz": fuzz,
+    "trust-perturbed": perturbed,
     "trust-coverage": coverage,
     "trust-broken": broken,
     "trust-svd": svd,

@@ -29,8 +29,6 @@ TINY = mpf(10) ** -280
 """Where float64 ends: what is smaller may come out as zero."""
 THRESHOLDS = 6
 TOPK = 3
-WEAK = ("assumed", "sampled")
-"""A floor that is a model, or of a part: held against the truth, but its failures are counted apart."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,6 @@ class Outcome:
     flipped: int = 0
     saturated: int = 0
     ratio: float | None = None
-
-    @property
-    def is_weak(self) -> bool:
-        return self.confidence in WEAK
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "case": fuzz_cases.fields(self.case)}

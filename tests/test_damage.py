@@ -214,3 +214,39 @@ def test_files_of_before_still_load(copy, capsys, monkeypatch):
     record = tp.open(copy).records[0]
     assert record.made == {"tightpass": "0.0.9", "threads": made["threads"]}
     assert "made by: tightpass 0.0.9" in call(capsys, monkeypatch, "show", copy, "--explain")[1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_flipped_bytes_are_never_a_traceback(copy, seed, capsys, monkeypatch):
+    path = copy / "results.h5"
+    content, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    start = int(rng.integers(len(content) - 8))
+    for i in range(start, start + 8):
+        content[i] ^= int(rng.integers(1, 256))
+    path.write_bytes(content)
+    for command in ("show", "verify"):
+        code, _, err = call(capsys, monkeypatch, command, copy)
+        assert code in (0, 4)
+        assert "Traceback" not in err
+        assert (code == 0) or "results.h5" in err or "shard" in err or copy.name in err
+
+
+VALUES = {
+    "negative": ("singular_values", lambda old: -old, "none negative"),
+    "not sorted": ("singular_values", lambda old: old[:, ::-1], "from the largest down"),
+    "not a number": ("singular_values", lambda old: old * np.nan, "expected finite ones"),
+    "tokens that are not there": (
+        "value_token",
+        lambda old: old + 65_530,
+        "value_token of L01.mlp: expected tokens 0..1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "words"), VALUES.values(), ids=VALUES)
+def test_values_that_no_run_gives_are_refused(copy, name, change, words, capsys, monkeypatch):
+    with h5py.File(copy / "results.h5", "a") as file:
+        file[name][...] = change(file[name][...])
+    code, _, err = call(capsys, monkeypatch, "show", copy)
+    assert code == 4
+    assert words in err

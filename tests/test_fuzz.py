@@ -25,27 +25,24 @@ def cases(draw):
     return fuzz_cases.case(lambda options: draw(st.sampled_from(options)))
 
 
-def judge(outcome):
-    """A floor that says of itself that it is a model, or of a part, is counted by the benchmark and not held to be proven."""
-    assert not outcome.faults or outcome.is_weak, f"{outcome.faults}\n{outcome.case}"
-
-
 @settings(max_examples=100, **OPEN)
 @given(cases())
 def test_no_wrong_number(c):
-    judge(fuzzing.examine(c))
+    outcome = fuzzing.examine(c)
+    assert not outcome.faults, f"{outcome.faults}\n{outcome.case}"
 
 
 def test_no_wrong_number_of_given_seeds():
-    wrong = {s: o.faults for s in range(100) if (o := fuzzing.examine(fuzz_cases.seeded(s))).faults and not o.is_weak}
-    assert wrong == {}
+    outcomes = {s: fuzzing.examine(fuzz_cases.seeded(s)) for s in range(100)}
+    assert {s: o.faults for s, o in outcomes.items() if o.faults} == {}
+    assert sum(o.refusal is None for o in outcomes.values()) > 90  # not by refusing
 
 
 @pytest.mark.slow
 def test_no_wrong_number_of_three_thousand_seeds():
     outcomes = {s: fuzzing.examine(fuzz_cases.seeded(s)) for s in range(3000)}
-    assert {s: o.faults for s, o in outcomes.items() if o.faults and not o.is_weak} == {}
-    assert sum(o.refusal is None for o in outcomes.values()) > 2000  # not by refusing
+    assert {s: o.faults for s, o in outcomes.items() if o.faults} == {}
+    assert sum(o.refusal is None for o in outcomes.values()) > 2800  # not by refusing
 
 
 def test_the_generator_reaches_every_corner():

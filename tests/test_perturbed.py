@@ -46,7 +46,6 @@ def test_functions_that_cancel(name):
     """16·eps·‖J‖_F, which stood here, was up to 10⁹ times too small, and 0 where torch's derivative is 0."""
     outcome = fuzzing.examine(CANCELLING[name])
     assert (outcome.faults, outcome.refusal) == ([], None)
-    assert not outcome.is_weak
 
 
 @pytest.mark.parametrize("dtype", EPS)

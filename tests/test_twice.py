@@ -239,6 +239,12 @@ CANCELLED = {
     "model of signs": Case("bert", "model", "float32", 3, 2, 953159, "signs", 1e4, heads=2, causal=False, norm=False, qk=30.0,
                            bias=1.0, mean=10.0, repeated=True, pruned="both", tied=True, plain_norm=True),
     "layer": Case("bert", "layer", "float64", 2, 2, 3, "normal", 1e4, units=2, layer=0, bias=1e6, plain_norm=True),
+    "float32 overflows inside": Case("opt", "model", "float32", 1, 4, 188968, "graded", 1e8, units=8, layers=2, activation="silu",
+                                     pre_norm=True, qk=3.0, bias=0.2, repeated=True, pruned="both", tied=True),
+    "float32 overflows in BERT": Case("bert", "model", "float32", 3, 3, 511703, "held_by_float32", 3e9, units=8, layers=2,
+                                      causal=False, bias=0.2, plain_norm=True),
+    "scores that tie in their high half": Case("opt", "layer", "float32", 3, 3, 583096, "normal", 1e3, units=8, layer=0,
+                                               activation="gelu", qk=30.0, bias=1e6, mean=1e8, plain_norm=True),
     "two layers": Case("bert", "model", "float64", 2, 2, 3, "normal", 1e8, units=2, layers=2, norm=False, bias=1e6),
 }  # fmt: skip
 
