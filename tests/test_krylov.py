@@ -344,3 +344,9 @@ def test_wrong_products_are_refused_where_they_cancel(wrong, message, transposed
         setattr(J, name, change(getattr(J, name)))
     with pytest.raises(InputError, match="not linear|not the adjoint" if transposed else message):
         tp.svds(J.T if transposed else J, 2)
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(1e308, np.float64), (3e38, np.float32)])
+def test_a_value_beyond_the_range_is_refused(largest, dtype):
+    with pytest.raises(InputError, match="beyond the range of float"):
+        tp.svds(np.full((3, 3), largest, dtype=dtype), k=1)

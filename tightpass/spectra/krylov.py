@@ -100,6 +100,8 @@ def svds(
     R = residuals(counted, U, S, V)
     converged = settled and bool(np.all(on_host(R) <= tol * float(S[0])))
     U, V = (V, U) if wide else (U, V)
+    if float(S[0]) > float(np.finfo(op.dtype).max) / scale:
+        raise InputError(f"σ₁ is beyond the range of {np.dtype(op.dtype)}; scale the matrix")
     return Leading(
         op.back(U), op.back(S * scale), op.back(V.T), op.back(R * scale), converged, complete or "not looked for", counted.columns,
         f"block Golub–Kahan–Lanczos, blocks of {basis.width}, residuals ≤ {tol:.0e} σ₁ {'reached' if converged else 'asked'}",

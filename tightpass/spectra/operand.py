@@ -174,7 +174,9 @@ def check_operator(A: Operand, seed: int = 0) -> None:
     unit = 64 * float(np.finfo(A.dtype).eps) * np.sqrt(max(m, n))
     size, back = float((AX**2).sum()) ** 0.5, float((AtY**2).sum()) ** 0.5
     if not np.isfinite(size) or not np.isfinite(back):
-        raise InputError("its products are not finite")
+        raise InputError(
+            f"its products are not finite: NaN or infinity inside, or beyond the range of {np.dtype(A.dtype)}; scale it"
+        )
     if float(((AX - again) ** 2).sum()) ** 0.5 > unit * size / 4:
         raise InputError("the operator gives different answers to the same question; it must be one fixed matrix")
     both = A.matmat(X[:, :1] + 2 * X[:, 1:])

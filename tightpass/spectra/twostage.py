@@ -108,7 +108,8 @@ def two_stage(
     with np.errstate(over="ignore"):
         values = values * kind.dtype.type(scale)
     if not np.isfinite(values[0]):
-        raise VerificationError(f"σ₁ is beyond the range of {kind.dtype}; convert the matrix to float64, or scale it")
+        remedy = "scale the matrix" if kind.dtype == np.float64 else "convert the matrix to float64, or scale it"
+        raise VerificationError(f"σ₁ is beyond the range of {kind.dtype}; {remedy}")
     return values, B
 
 
