@@ -46,7 +46,7 @@ from tightpass.store.results import Record
 from tightpass.store.shards import Layout, Shard, write_shard
 from tightpass.structure import BlockDiagonal
 
-ALGORITHM = 5
+ALGORITHM = 6
 """Part of every shard's identity: raised when the same question would give other numbers."""
 
 Progress = Callable[[str, int, int], None]
