@@ -100,7 +100,7 @@ def svds(
     R = residuals(counted, U, S, V)
     converged = settled and bool(np.all(on_host(R) <= tol * float(S[0])))
     U, V = (V, U) if wide else (U, V)
-    if float(S[0]) > float(np.finfo(op.dtype).max) / scale:
+    if scale > 1 and float(S[0]) > float(np.finfo(op.dtype).max) / scale:  # below 1 the quotient itself may overflow
         raise InputError(f"σ₁ is beyond the range of {np.dtype(op.dtype)}; scale the matrix")
     return Leading(
         op.back(U), op.back(S * scale), op.back(V.T), op.back(R * scale), converged, complete or "not looked for", counted.columns,
