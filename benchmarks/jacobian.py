@@ -26,8 +26,8 @@ from torch.func import jacrev, jvp, vmap
 from transformers import OPTModel
 
 import tightpass as tp
-from tightpass.jacobian.forms.attention import ClosedAttention
-from tightpass.jacobian.forms.mlp import ClosedMLP
+from tightpass.jacobians.forms.attention import ClosedAttention
+from tightpass.jacobians.forms.mlp import ClosedMLP
 from tightpass.models.sizes import opt_config
 from tightpass.spectra.batched import factored_values
 from tightpass.spectra.batched import one as verified_values

@@ -20,8 +20,8 @@ from common import interleaved, save, seconds
 from jacobian import WIDTH, make_block
 
 import tightpass as tp
-from tightpass.jacobian.autodiff import Linearisation
-from tightpass.jacobian.forms.autodiff import Autodiff
+from tightpass.jacobians.autodiff import Linearisation
+from tightpass.jacobians.forms.autodiff import Autodiff
 
 CHUNKS = (2, 4, 8, 16)
 

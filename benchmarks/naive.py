@@ -25,10 +25,10 @@ from torch.func import jacrev, vmap
 from transformers import OPTModel
 
 import tightpass as tp
-from tightpass.jacobian.operator import Jacobian
-from tightpass.jacobian.written import Written
+from tightpass.evidence.collect import collect
+from tightpass.jacobians.operator import Jacobian
+from tightpass.jacobians.written import Written
 from tightpass.models.sizes import opt_config
-from tightpass.rank.evidence import collect
 from tightpass.spectra.exact import cross_check, singular_values
 from tightpass.store.shards import Layout, ShardWriter
 

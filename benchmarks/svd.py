@@ -23,7 +23,7 @@ import torch
 from common import RESULTS, fresh_process, gemm_rate, peak_since_reset, reset_peak, save, seconds, summary, timed
 
 import tightpass as tp
-from tightpass.jacobian.operator import Jacobian
+from tightpass.jacobians.operator import Jacobian
 from tightpass.kernels import ops
 from tightpass.spectra import twostage
 from tightpass.spectra.batched import block_values

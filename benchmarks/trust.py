@@ -23,11 +23,11 @@ import torch
 from common import RESULTS, save
 
 import tightpass as tp
-from tightpass.jacobian.perturbed import moved
-from tightpass.jacobian.written import Written
-from tightpass.rank.arithmetic import SAFETY
-from tightpass.rank.bounds import units
-from tightpass.rank.evidence import OTHER, collect
+from tightpass.evidence.arithmetic import SAFETY
+from tightpass.evidence.collect import OTHER, collect
+from tightpass.evidence.units import units
+from tightpass.jacobians.perturbed import moved
+from tightpass.jacobians.written import Written
 from tightpass.rank.knee import knees
 from tightpass.report.plots import SIGNAL
 from tightpass.spectra.exact import cross_check, singular_values

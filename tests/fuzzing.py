@@ -21,8 +21,8 @@ from fuzz_cases import Case
 from mpmath import mpf
 
 import tightpass as tp
+from tightpass.evidence import arithmetic
 from tightpass.models.blocks import Block
-from tightpass.rank import arithmetic
 
 Ranker = Callable[[Any, float], Any]
 TINY = mpf(10) ** -280

@@ -10,7 +10,7 @@ import fuzz_cases
 from fuzz_cases import Case
 
 import tightpass as tp
-from tightpass.jacobian.twice.block import twice
+from tightpass.jacobians.twice.block import twice
 
 QK = (1.0, 3.0, 10.0, 15.0, 30.0, 60.0, 100.0)
 COMMON = {"family": "opt", "tokens": 4, "width": 4, "heads": 2, "units": 8, "layer": 0, "pre_norm": True, "bias": 0.2}

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 import tightpass as tp
-from tightpass.jacobian.written import Written
-from tightpass.rank.bounds import Bound
-from tightpass.rank.evidence import Evidence
-from tightpass.rank.floor import Part
+from tightpass.evidence.judge import verdict
+from tightpass.jacobians.written import Written
 from tightpass.rank.interval import Rank
-from tightpass.rank.verdict import Spectrum, verdict
+from tightpass.rank.records import Bound, Evidence, Part
+from tightpass.rank.spectrum import Spectrum
 from tightpass.structure import Panel
 
 SEEDS = 20

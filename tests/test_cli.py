@@ -13,8 +13,9 @@ import yaml
 
 import tightpass as tp
 from tightpass.cli import main, with_options
-from tightpass.config import Config, parse_layers
-from tightpass.memory import format_bytes, free_memory, parse_bytes
+from tightpass.memory import free_memory
+from tightpass.runs.question import Config, parse_layers
+from tightpass.units import format_bytes, parse_bytes
 
 COMMAND = Path(sys.executable).with_name("tightpass")
 

@@ -18,15 +18,15 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tightpass as tp
 from tightpass.errors import VerificationError
-from tightpass.jacobian.forms import closed
-from tightpass.jacobian.forms.attention import ClosedAttention, Heads
-from tightpass.jacobian.forms.closed import closed_form
-from tightpass.jacobian.forms.mlp import Branch, ClosedMLP, slope_of
-from tightpass.jacobian.forms.norm import norm_at
-from tightpass.jacobian.forms.rotation import Rotation
-from tightpass.jacobian.twice.block import twice
+from tightpass.evidence.arithmetic import Difference, lanczos_norm
+from tightpass.jacobians.forms import closed
+from tightpass.jacobians.forms.attention import ClosedAttention, Heads
+from tightpass.jacobians.forms.closed import closed_form
+from tightpass.jacobians.forms.mlp import Branch, ClosedMLP, slope_of
+from tightpass.jacobians.forms.norm import norm_at
+from tightpass.jacobians.forms.rotation import Rotation
+from tightpass.jacobians.twice.block import twice
 from tightpass.models.capture import Call
-from tightpass.rank.arithmetic import Difference, lanczos_norm
 from tightpass.spectra import batched
 from tightpass.spectra.batched import factored_values
 from tightpass.structure import BlockLowerTriangular, Dense
@@ -310,8 +310,8 @@ def test_products_in_parts(monkeypatch):
     J = tp.jacobian(block)
     X = torch.randn(J.shape[1], 7, dtype=J.dtype, generator=torch.Generator().manual_seed(5))
     expected = [J @ X, J.T @ X]
-    monkeypatch.setattr(sys.modules["tightpass.jacobian.forms.base"], "PRODUCT_BYTES", 3 * 7 * 21 * 8)
-    monkeypatch.setattr(sys.modules["tightpass.jacobian.forms.attention"], "SCORE_BYTES", 2 * 7 * 7 * 8)
+    monkeypatch.setattr(sys.modules["tightpass.jacobians.forms.base"], "PRODUCT_BYTES", 3 * 7 * 21 * 8)
+    monkeypatch.setattr(sys.modules["tightpass.jacobians.forms.attention"], "SCORE_BYTES", 2 * 7 * 7 * 8)
     for got, whole in zip((J @ X, J.T @ X), expected, strict=True):
         assert torch.allclose(got, whole, rtol=0, atol=1e-13 * float(whole.abs().max()))
 

@@ -11,8 +11,9 @@ import pytest
 
 import tightpass as tp
 from tightpass.cli import main
-from tightpass.rank.floor import Floor, Part
+from tightpass.rank.floor import Floor
 from tightpass.rank.interval import LABELS
+from tightpass.rank.records import Part
 
 QUESTION = {"model": "demo", "tokens": 4, "layers": "1-2", "discard_jacobian": True}
 PROMPTS = ["Once upon a time there was a little girl.", "Tom and his friend went to the lake to swim."]

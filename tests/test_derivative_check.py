@@ -11,8 +11,8 @@ from torch import nn
 
 import tightpass as tp
 from tightpass.errors import VerificationError
-from tightpass.jacobian.derivative import check_by_formulas
-from tightpass.jacobian.twice.block import twice
+from tightpass.jacobians.derivative import check_by_formulas
+from tightpass.jacobians.twice.block import twice
 from tightpass.models.blocks import check_by_differences
 
 

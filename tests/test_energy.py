@@ -14,11 +14,11 @@ from fuzz_cases import Case
 from scipy.stats import chi2
 
 import tightpass as tp
-from tightpass.jacobian.twice.block import twice
-from tightpass.rank import arithmetic
-from tightpass.rank.arithmetic import Difference, frobenius
-from tightpass.rank.evidence import Evidence
-from tightpass.spectra.verify import allowed_energy
+from tightpass.confidence import allowed_energy
+from tightpass.evidence import arithmetic
+from tightpass.evidence.arithmetic import Difference, frobenius
+from tightpass.jacobians.twice.block import twice
+from tightpass.rank.records import Evidence
 
 
 def block_of(

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import tightpass as tp
-from tightpass.rank.bounds import input_null
-from tightpass.rank.evidence import Evidence
-from tightpass.rank.verdict import cross_examined
+from tightpass.evidence.bounds import input_null
+from tightpass.evidence.judge import cross_examined
+from tightpass.rank.records import Evidence
 from tightpass.report import explain
 
 IDS = [5, 17, 2, 88, 41, 7]

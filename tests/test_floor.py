@@ -8,7 +8,8 @@ import truth
 from small_models import HF_MODELS
 
 from tightpass.errors import InputError
-from tightpass.rank.floor import Floor, Part
+from tightpass.rank.floor import Floor
+from tightpass.rank.records import Part
 
 QUICK = [(name, kind, dtype) for name in HF_MODELS for kind in ("mlp", "attn") for dtype in ("float64", "float32")]
 ALL = [

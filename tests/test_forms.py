@@ -13,13 +13,13 @@ from small_models import HF_MODELS, bert, opt
 from torch import nn
 
 import tightpass as tp
-from tightpass.jacobian.autodiff import Linearisation
-from tightpass.jacobian.forms.attention import ClosedAttention, Heads
-from tightpass.jacobian.forms.autodiff import Autodiff
-from tightpass.jacobian.forms.base import Form, Piece
-from tightpass.jacobian.forms.compose import Chain, Identity, Sum
-from tightpass.jacobian.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
-from tightpass.jacobian.forms.norm import ClosedNorm, norm_at
+from tightpass.jacobians.autodiff import Linearisation
+from tightpass.jacobians.forms.attention import ClosedAttention, Heads
+from tightpass.jacobians.forms.autodiff import Autodiff
+from tightpass.jacobians.forms.base import Form, Piece
+from tightpass.jacobians.forms.compose import Chain, Identity, Sum
+from tightpass.jacobians.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
+from tightpass.jacobians.forms.norm import ClosedNorm, norm_at
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense
 
 Function = Callable[[torch.Tensor], torch.Tensor]

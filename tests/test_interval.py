@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from small_models import opt
 
 import tightpass as tp
-from tightpass.rank.floor import Floor, Part
+from tightpass.rank.floor import Floor
 from tightpass.rank.interval import above_by_energy, labels, nearest_certain, rank_at
 from tightpass.rank.knee import cliff, knees
+from tightpass.rank.records import Part
 from tightpass.rank.rounding import add_down, add_up, below
 
 DTYPES = (np.float32, np.float64)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import tightpass as tp
 from tightpass.errors import InputError, VerificationError
-from tightpass.jacobian.operator import Jacobian
+from tightpass.jacobians.operator import Jacobian
 from tightpass.models.families import family_of, layer_parts, submodule
 
 IDS = [5, 17, 2, 88, 41, 7, 60]
@@ -138,7 +138,7 @@ def test_chunks_do_not_change_the_answer(small_opt, kind, memory):
 def test_block_diagonal_panels_in_groups(small_opt, monkeypatch):
     block = tp.block(tp.load_model(small_opt), "mlp", layer=0, token_ids=IDS)
     expected = tp.jacobian(block).dense()
-    monkeypatch.setattr(sys.modules["tightpass.jacobian.forms.base"], "PANEL_ELEMENTS", 3 * 21 * 21)
+    monkeypatch.setattr(sys.modules["tightpass.jacobians.forms.base"], "PANEL_ELEMENTS", 3 * 21 * 21)
     J = tp.jacobian(block)
     assert [p.rows for p in J.panels()] == [(0, 1, 2), (3, 4, 5), (6,)]
     assert torch.allclose(J.dense(), expected, rtol=0, atol=1e-14)

@@ -14,7 +14,8 @@ import torch
 
 import tightpass as tp
 from tightpass.errors import InputError, InstallationError
-from tightpass.kernels import native, ops, reference
+from tightpass.kernels import native, ops
+from tightpass.kernels.reference import blocks as reference
 from tightpass.report.doctor import diagnosis
 
 DTYPES = [torch.float32, torch.float64]

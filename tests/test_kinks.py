@@ -13,7 +13,7 @@ from small_models import opt
 
 import tightpass as tp
 from tightpass.rank.difference import outside
-from tightpass.rank.evidence import Evidence
+from tightpass.rank.records import Evidence
 
 IDS = [5, 17, 2, 88, 41, 7, 60]
 

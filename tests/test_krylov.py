@@ -15,8 +15,8 @@ from svd_matrices import with_spectrum
 
 import tightpass as tp
 from tightpass.errors import InputError
-from tightpass.spectra import krylov
-from tightpass.spectra.sketch import rough_svds
+from tightpass.spectra.leading import krylov
+from tightpass.spectra.leading.sketch import rough_svds
 
 
 def assert_triplets(A, found, k, tol):

@@ -278,8 +278,8 @@ def test_token_ids_that_stand_for_no_text_are_said(tmp_path, capsys):
 
 def test_a_plan_alone_reads_a_model(tmp_path):
     """In a process of its own, where nothing has been loaded before."""
-    program = "import sys; from tightpass.config import Config; from tightpass.plan import plan; "
-    program += "print(plan(Config.of(model=sys.argv[1], tokens=3)).jobs[-1])"
+    program = "import sys; import tightpass as tp; "
+    program += "print(tp.plan(sys.argv[1], tokens=3).jobs[-1])"
     done = subprocess.run([sys.executable, "-c", program, saved(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "L02.mlp", done.stderr
 

@@ -11,7 +11,7 @@ from small_models import bert, opt
 from transformers import OPTConfig, OPTForCausalLM
 
 import tightpass as tp
-from tightpass.models import attention, families, loading, sizes
+from tightpass.models import attention, families, loading, shape, sizes
 from tightpass.models.capture import capture
 from tightpass.models.tokens import bundled_text, tokenize
 
@@ -175,7 +175,7 @@ def test_every_alias_is_packaged_with_the_right_shape(name):
         "bert-base-uncased": 109.5e6,
         "bert-large-uncased": 335e6,
     }
-    assert loading.parameter_count(config) == pytest.approx(published[name], rel=0.01)
+    assert shape.shape_of_config(config).parameters == pytest.approx(published[name], rel=0.01)
 
 
 def test_random_weights_are_seeded_and_say_so():

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tightpass as tp
-from tightpass.rank import bounds
-from tightpass.rank.arithmetic import norm2
-from tightpass.rank.floor import Floor, Part
+from tightpass.evidence import bounds
+from tightpass.evidence.arithmetic import norm2
+from tightpass.rank.floor import Floor
 from tightpass.rank.interval import above_by_energy, labels, nearest_certain, rank_at
 from tightpass.rank.knee import cliff, knees
 from tightpass.rank.measures import measures
+from tightpass.rank.records import Part
 
 IDS = [5, 17, 2, 88, 41, 7, 60]
 

@@ -8,7 +8,7 @@ import torch
 from small_models import HF_MODELS
 
 import tightpass as tp
-from tightpass.kernels import reference
+from tightpass.kernels.reference import blocks as reference
 
 IDS = [5, 17, 2, 88, 41]
 

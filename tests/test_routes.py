@@ -8,7 +8,7 @@ import torch
 
 import tightpass as tp
 from tightpass.errors import InputError, VerificationError
-from tightpass.jacobian.written import Written
+from tightpass.jacobians.written import Written
 from tightpass.kernels import native, ops
 from tightpass.spectra import batched, device, exact
 from tightpass.spectra.choose import choose, dense_bytes, gram_bytes
@@ -92,8 +92,8 @@ def test_the_chooser_gives_its_reasons():
 
 
 def test_plan_and_result_name_the_route(tmp_path):
-    from tightpass.config import Config
-    from tightpass.plan import plan
+    from tightpass.runs.plan import plan
+    from tightpass.runs.question import Config
 
     question = {"block": "attn", "tokens": 3, "layers": "0"}
     route = plan(Config.of(**question)).route

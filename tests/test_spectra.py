@@ -11,7 +11,7 @@ from svd_matrices import hostile, reference
 
 import tightpass as tp
 from tightpass.errors import VerificationError
-from tightpass.jacobian.written import Written
+from tightpass.jacobians.written import Written
 from tightpass.kernels import native
 from tightpass.spectra import batched, dense, exact, lapack, twostage, verify
 from tightpass.structure import Panel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import h5py
 import numpy as np
@@ -35,6 +36,8 @@ def test_a_run_directory_holds_what_the_design_says(finished):
         "curves.png",
         "journal.jsonl",
         "ranks.png",
+        "records/L01.mlp.h5",
+        "records/L02.mlp.h5",
         "results.h5",
         "run.yaml",
         "shards/L01.mlp.h5",
@@ -61,9 +64,13 @@ def test_reopened_equals_computed(finished):
 
 def test_xarray_reads_results_and_shards(finished):
     with xr.open_dataset(finished.directory / "results.h5", engine="h5netcdf") as results:
-        assert results["singular_values"].dims == ("job", "index")
-        assert results["label"].attrs["flag_meanings"] == "noise doubtful signal"
         assert results.sel(job="L02.mlp")["rank_low"] == finished["L02.mlp"].rank.lo
+        assert results["rank_flag"].values.tolist() == [finished[name].rank.flag for name in finished.names]
+    for path, group in (("results.h5", "L02.mlp"), ("records/L02.mlp.h5", None)):
+        with xr.open_dataset(finished.directory / path, engine="h5netcdf", group=group) as job:
+            assert job["singular_values"].dims == ("index",)
+            assert np.array_equal(job["singular_values"].values, finished["L02.mlp"].values)
+            assert job["label"].attrs["flag_meanings"] == "noise doubtful signal"
     with xr.open_dataset(finished.directory / "shards/L01.mlp.h5", engine="h5netcdf") as shard:
         assert shard["jacobian"].dims == ("block", "output", "input")
         block = tp.block(tp.load_model("demo"), "mlp", layer=1, tokens=6)
@@ -83,12 +90,15 @@ def test_the_same_question_repeats_nothing(finished):
             assert before[name] == after[name], name
 
 
-@pytest.mark.parametrize("lost", ["results.h5", "shards/L02.mlp.h5", "journal.jsonl", "all but shards"])
+@pytest.mark.parametrize(
+    "lost", ["results.h5", "records/L02.mlp.h5", "shards/L02.mlp.h5", "journal.jsonl", "all but shards"]
+)
 def test_an_unfinished_run_is_continued(finished, lost):
     directory = finished.directory
     before = files(directory)
-    for name in ["results.h5", "journal.jsonl"] if lost == "all but shards" else [lost]:
-        (directory / name).unlink()
+    for name in [*before] if lost == "all but shards" else [lost]:
+        if not (lost == "all but shards" and name.startswith(("shards", "run.yaml"))):
+            (directory / name).unlink()
     (directory / "shards/L01.mlp.h5.abc.part").write_bytes(b"left by a killed writer")
     again = tp.run(out=str(directory), **QUESTION)
     after = files(directory)
@@ -148,8 +158,10 @@ def test_changed_weights_under_the_same_name_are_refused(tmp_path, small_opt):
     tp.run(hf, **question)
     with torch.no_grad():
         hf.decoder.layers[2].fc1.weight[0, 0] += 1
-    for lost in (None, "results.h5"):
-        if lost:
+    for lost in (None, "results.h5", "records"):
+        if lost == "records":
+            shutil.rmtree(tmp_path / "a" / lost)
+        elif lost:
             (tmp_path / "a" / lost).unlink()
         with pytest.raises(tp.InputError, match="other weights"):
             tp.run(hf, **question)
@@ -180,7 +192,7 @@ def test_verify_finds_a_flipped_byte_and_a_lost_shard(finished):
 
 def test_verify_finds_a_changed_spectrum(finished):
     with h5py.File(finished.directory / "results.h5", "r+") as file:
-        file["singular_values"][0, 0] *= 1.0001
+        file["L01.mlp/singular_values"][0] *= 1.0001
     with pytest.raises(tp.VerificationError, match="Σσ²"):
         tp.verify(finished.directory)
 
@@ -188,7 +200,8 @@ def test_verify_finds_a_changed_spectrum(finished):
 @pytest.mark.parametrize("name", ["label", "rank_low", "rank_high", "floor"])
 def test_verify_finds_a_changed_verdict(finished, name):
     with h5py.File(finished.directory / "results.h5", "r+") as file:
-        file[name][0] = file[name][0] * 0
+        where = file["L01.mlp"] if name == "label" else file
+        where[name][0] = where[name][0] * 0
     with pytest.raises(tp.VerificationError, match="do not follow"):
         tp.verify(finished.directory)
 
@@ -197,11 +210,11 @@ def test_verify_finds_a_tail_that_is_not_the_jacobians(finished):
     """The change is far below the rounding of Σσ², and moves no label."""
     S = finished["L01.mlp"]
     with h5py.File(finished.directory / "results.h5", "r+") as file:
-        row = file["singular_values"][0]
+        row = file["L01.mlp/singular_values"][()]
         i = S.rank.lo
         row[i - 1] *= 0.9
         row[0] = np.sqrt(row[0] ** 2 + S.values[i - 1] ** 2 - row[i - 1] ** 2)
-        file["singular_values"][0] = row
+        file["L01.mlp/singular_values"][...] = row
     with pytest.raises(tp.VerificationError, match="differ by"):
         tp.verify(finished.directory)
 

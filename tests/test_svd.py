@@ -13,7 +13,8 @@ from svd_matrices import hostile, jacobi, orthogonal, reference, with_spectrum
 
 import tightpass as tp
 from tightpass.errors import InputError, VerificationError
-from tightpass.kernels import native, ops, reference_svd
+from tightpass.kernels import native, ops
+from tightpass.kernels.reference import svd as reference_svd
 from tightpass.spectra import dense, twostage
 
 DTYPES = (np.float64, np.float32)

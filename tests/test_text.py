@@ -13,10 +13,11 @@ import torch
 from small_models import bert
 
 import tightpass as tp
-from tightpass.config import Config
 from tightpass.models.tokens import check_ids, tokenize
-from tightpass.prompts import texts_of
-from tightpass.run import read_text, write_question
+from tightpass.runs.check import read_text
+from tightpass.runs.directory import write_question
+from tightpass.runs.prompts import texts_of
+from tightpass.runs.question import Config
 
 IDS = [5, 17, 2, 88]
 BOM = b"\xef\xbb\xbf"
@@ -83,13 +84,13 @@ def test_a_config_may_have_a_byte_order_mark(tmp_path):
 @pytest.mark.parametrize("content", ["é 日本 😀", "a\u2028b\x85\ufeff\n c ", "\ttab\r\nnull: #"])
 def test_a_question_is_stored_as_it_was_asked(tmp_path, content):
     config = Config.of(text=content, out=str(tmp_path))
-    write_question(tmp_path / "run.yaml", config)
+    write_question(tmp_path, config)
     assert Config.read(str(tmp_path / "run.yaml")).question() == config.question()
 
 
 def test_a_question_is_stored_in_utf8_whatever_the_locale(tmp_path):
-    program = "import sys; from pathlib import Path; from tightpass.run import *; "
-    program += "write_question(Path(sys.argv[1]), Config.of(text='caf\\u00e9'))"
+    program = "import sys; from pathlib import Path; from tightpass.runs.directory import *; "
+    program += "write_question(Path(sys.argv[1]).parent, Config.of(text='caf\\u00e9'))"
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     path = tmp_path / "run.yaml"
     done = subprocess.run([sys.executable, "-c", program, path], env=environment, capture_output=True, check=False)

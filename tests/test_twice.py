@@ -17,15 +17,16 @@ from mpmath import mpf
 from torch import nn
 
 import tightpass as tp
-from tightpass.jacobian.twice import functions, matrix
-from tightpass.jacobian.twice import pair as pairs
-from tightpass.jacobian.twice.block import twice
-from tightpass.jacobian.twice.functions import exp
-from tightpass.jacobian.twice.matrix import matmul, sliced
-from tightpass.jacobian.twice.pair import NOISE, Pair, of, perturbed, reciprocal_root, renormalised
-from tightpass.kernels import native, ops, reference
-from tightpass.rank import arithmetic
-from tightpass.rank.arithmetic import Difference, lanczos_norm, steps
+from tightpass.evidence import arithmetic
+from tightpass.evidence.arithmetic import Difference, lanczos_norm, steps
+from tightpass.jacobians.twice import functions, matrix
+from tightpass.jacobians.twice import pair as pairs
+from tightpass.jacobians.twice.block import twice
+from tightpass.jacobians.twice.functions import exp
+from tightpass.jacobians.twice.matrix import matmul, sliced
+from tightpass.jacobians.twice.pair import NOISE, Pair, of, perturbed, reciprocal_root, renormalised
+from tightpass.kernels import native, ops
+from tightpass.kernels.reference import blocks as reference
 
 TIGHT = 1e-29
 rng = np.random.default_rng(0)

@@ -13,11 +13,11 @@ import torch
 from small_models import HF_MODELS
 
 import tightpass as tp
-from tightpass.jacobian.twice.block import twice
+from tightpass.evidence import arithmetic
+from tightpass.jacobians.twice.block import twice
 from tightpass.models.blocks import Block
-from tightpass.rank import arithmetic
 from tightpass.rank.floor import Floor
-from tightpass.rank.verdict import Spectrum
+from tightpass.rank.spectrum import Spectrum
 from tightpass.spectra.refine import reference_values
 
 IDS = [5, 17, 2, 88, 41]

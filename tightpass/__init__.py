@@ -1,24 +1,58 @@
-"""Through how few directions does a transformer block pass information? The public face."""
+"""Through how few directions does a transformer block pass information? The public face.
 
-from importlib.metadata import version
+Names are imported when they are first used: what reads stored numbers needs neither torch nor transformers.
+"""
 
-__version__ = version("tightpass")
+from __future__ import annotations
 
-# `run` is a module and a function; importing the function last leaves the function's name in place.
-from tightpass.compare import compare
-from tightpass.config import Config
-from tightpass.errors import DoesNotFitError, InputError, TightpassError, VerificationError
-from tightpass.jacobian.checked import block
-from tightpass.jacobian.operator import jacobian
-from tightpass.models.loading import load_model
-from tightpass.rank.difference import difference
-from tightpass.rank.spectrum import spectrum
-from tightpass.report.spread import spread
-from tightpass.run import open, run, verify
-from tightpass.spectra.dense import svdvals
-from tightpass.spectra.krylov import svds
-from tightpass.spectra.sketch import rough_svds
-from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tightpass.errors import DoesNotFitError, InputError, TightpassError, VerificationError
+    from tightpass.evidence.judge import spectrum
+    from tightpass.jacobians.checked import block
+    from tightpass.jacobians.operator import jacobian
+    from tightpass.models.loading import load_model
+    from tightpass.rank.difference import difference
+    from tightpass.report.spread import spread
+    from tightpass.runs.check import plan
+    from tightpass.runs.compare import compare
+    from tightpass.runs.opened import open
+    from tightpass.runs.question import Config
+    from tightpass.runs.start import run
+    from tightpass.runs.verify import verify
+    from tightpass.spectra.dense import svdvals
+    from tightpass.spectra.leading.krylov import svds
+    from tightpass.spectra.leading.sketch import rough_svds
+    from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense
+
+    __version__: str
+
+_PLACES = {
+    "BlockDiagonal": "structure",
+    "BlockLowerTriangular": "structure",
+    "Config": "runs.question",
+    "Dense": "structure",
+    "DoesNotFitError": "errors",
+    "InputError": "errors",
+    "TightpassError": "errors",
+    "VerificationError": "errors",
+    "block": "jacobians.checked",
+    "compare": "runs.compare",
+    "difference": "rank.difference",
+    "jacobian": "jacobians.operator",
+    "load_model": "models.loading",
+    "open": "runs.opened",
+    "plan": "runs.check",
+    "rough_svds": "spectra.leading.sketch",
+    "run": "runs.start",
+    "spectrum": "evidence.judge",
+    "spread": "report.spread",
+    "svds": "spectra.leading.krylov",
+    "svdvals": "spectra.dense",
+    "verify": "runs.verify",
+}
 
 __all__ = [
     "BlockDiagonal",
@@ -35,6 +69,7 @@ __all__ = [
     "jacobian",
     "load_model",
     "open",
+    "plan",
     "rough_svds",
     "run",
     "spectrum",
@@ -43,3 +78,20 @@ __all__ = [
     "svdvals",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("tightpass")
+    elif name in _PLACES:
+        value = getattr(importlib.import_module(f"tightpass.{_PLACES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'tightpass' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -18,10 +18,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tightpass.config import Config
 from tightpass.errors import InputError, InterruptedRunError, TightpassError
-from tightpass.memory import format_bytes
 from tightpass.report.say import give_up_stdout, make_printable, say, spells_unicode
+from tightpass.runs.question import Config
+from tightpass.units import format_bytes
 
 app = typer.Typer(
     add_completion=False,
@@ -150,7 +150,8 @@ def quiet_libraries() -> None:
 def run_command(config: Config, as_json: bool) -> None:
     """Compute every block's Jacobian, spectrum and rank; continue an unfinished run."""
     quiet_libraries()
-    from tightpass.run import Run, answer
+    from tightpass.runs.opened import Run
+    from tightpass.runs.start import answer
 
     start = time.perf_counter()
     interrupted = remembered_interrupts()
@@ -218,7 +219,7 @@ def remembered_interrupts() -> list[int]:
 def _document(opened: Any) -> dict[str, Any]:
     """A run, or the runs of several prompts, as JSON values."""
     from tightpass.report import table
-    from tightpass.run import Run
+    from tightpass.runs.opened import Run
 
     if isinstance(opened, Run):
         rows = zip(table.as_json(opened.spectra), opened.records, strict=True)
@@ -237,7 +238,7 @@ def _console() -> Console:
 
 def _show(opened: Any) -> None:
     from tightpass.report import table
-    from tightpass.run import Run
+    from tightpass.runs.opened import Run
 
     console = _console()
     if isinstance(opened, Run):
@@ -282,9 +283,10 @@ def _spelled(value: Any) -> Any:
 def plan_command(config: Config, as_json: bool) -> None:
     """Say what `run` would do: jobs, FLOPs, bytes on disk, peak memory. Computes nothing."""
     quiet_libraries()
-    from tightpass.plan import check_fits, plan
+    from tightpass.runs.check import check_fits, resolve_for_plan
 
-    planned = plan(config)
+    asked = resolve_for_plan(config)
+    planned = asked.plan
     if as_json:
         _print_json(planned.as_dict())
     else:
@@ -303,7 +305,7 @@ def plan_command(config: Config, as_json: bool) -> None:
             "peak memory": format_bytes(planned.memory),
         }.items():
             print(f"{name:12} {value}")
-    check_fits(planned, config, config.directory())
+    check_fits(asked)
 
 
 @app.command("show")
@@ -318,9 +320,9 @@ def show_command(
     """Print the table of a run."""
 
     def act() -> None:
-        from tightpass.provenance import in_a_line
         from tightpass.report import explain as explanation
-        from tightpass.run import Run, open
+        from tightpass.runs.opened import Run, open
+        from tightpass.runs.provenance import in_a_line
 
         if csv + values + explain + as_json > 1:
             raise InputError("give one of --csv, --values, --explain and --json")
@@ -360,7 +362,7 @@ def compare_command(
     """Say whether two runs' spectra and ranks differ beyond their floors, which, and by how much."""
 
     def act() -> None:
-        from tightpass.compare import compare
+        from tightpass.runs.compare import compare
 
         found = compare(first, second, force)
         if as_json:
@@ -392,7 +394,7 @@ def verify_command(directory: Directory, debug: Debug = False) -> None:
     """Check a run's files: checksums, completeness, and spectra against Jacobians."""
 
     def act() -> None:
-        from tightpass.run import verify
+        from tightpass.runs.verify import verify
 
         lines = verify(directory)
         with printing_of("all checks passed"):

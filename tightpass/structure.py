@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # readers of stored numbers do without torch
-    import torch
+from typing import Any, Protocol
 
 from tightpass import doors
 
@@ -65,11 +63,26 @@ class Dense(Structure):
 
 @dataclass(frozen=True)
 class Panel:
-    """Some non-zero blocks: `blocks[i]`, (d_out, d_in), is J's block (rows[i], columns[i])."""
+    """Some non-zero blocks: `blocks[i]`, (d_out, d_in), is J's block (rows[i], columns[i]); of
+    torch or of NumPy."""
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
-    blocks: torch.Tensor
+    blocks: Any
+
+
+class Source(Protocol):
+    """What a decomposition needs of a matrix in blocks."""
+
+    @property
+    def structure(self) -> Structure: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def d_out(self) -> int: ...
+    @property
+    def d_in(self) -> int: ...
+    def panels(self) -> Iterator[Panel]: ...
 
 
 STRUCTURES = {kind.__name__: kind() for kind in (BlockDiagonal, BlockLowerTriangular, Dense)}

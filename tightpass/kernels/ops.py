@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -18,83 +16,22 @@ import numpy as np
 import torch
 from array_api_compat import array_namespace
 
+from tightpass.arrays import DTYPES, Placement, kind, placement
 from tightpass.errors import InputError, InstallationError
-from tightpass.kernels import native, reference, reference_svd
+from tightpass.kernels import native
 from tightpass.kernels.forks import check_threads
+from tightpass.kernels.reference import blocks as reference
+from tightpass.kernels.reference import svd as reference_svd
 
 Array = Any
-DTYPES = ("float32", "float64")
 CORES = os.cpu_count() or 1
-
-
-@lru_cache(maxsize=64)
-def dtype_name(dtype: Any) -> str:
-    """ "float32" for a dtype of any library; to spell it anew takes as long as the SVD of a small matrix."""
-    return str(dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where an array lies: address, shape, strides in elements, precision, device."""
-
-    address: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: str
-    device: str
-    writable: bool
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """Address of its first byte, and the one after its last; empty where it has no entries."""
-        if 0 in self.shape:
-            return self.address, self.address
-        size = np.dtype(self.dtype).itemsize
-        ends = [step * (n - 1) * size for step, n in zip(self.strides, self.shape, strict=True)]
-        low, high = sum(min(e, 0) for e in ends), sum(max(e, 0) for e in ends)
-        return self.address + low, self.address + high + size
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether it lies in one piece, row after row."""
-        steps = [int(np.prod(self.shape[axis + 1 :])) for axis in range(len(self.shape))]
-        return all(s == step or n == 1 for s, step, n in zip(self.strides, steps, self.shape, strict=True))
-
-    @property
-    def handed_over(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-        """As the extension takes it."""
-        return self.address, self.shape, self.strides
-
-
-def layout(name: str, array: Array) -> Layout:
-    """Raises InputError for anything but an array of NumPy, torch or CuPy."""
-    if isinstance(array, torch.Tensor):
-        dtype = dtype_name(array.dtype)
-        return Layout(array.data_ptr(), tuple(array.shape), tuple(array.stride()), dtype, str(array.device), True)
-    interface = getattr(array, "__cuda_array_interface__", None)
-    device = "cpu" if interface is None else f"cuda:{array.device.id}"
-    interface = interface or getattr(array, "__array_interface__", None)
-    if interface is None:
-        raise InputError(f"{name}: expected an array of NumPy, torch or CuPy, got {type(array).__name__}")
-    size = array.dtype.itemsize
-    if any(step % size for step in array.strides):
-        raise InputError(f"{name}: strides {array.strides} are no multiples of its element size {size}")
-    strides = tuple(step // size for step in array.strides)
-    address, read_only = interface["data"]
-    return Layout(address, tuple(array.shape), strides, dtype_name(array.dtype), device, not read_only)
-
-
-def kind(array: Array) -> str:
-    """ "torch.Tensor", "numpy.ndarray" or "cupy.ndarray"."""
-    found = torch.Tensor if isinstance(array, torch.Tensor) else type(array)
-    return f"{found.__module__.partition('.')[0]}.{found.__name__}"
 
 
 class _Call:
     """The checked arguments of one call; the first array decides precision and device."""
 
     def __init__(self, operation: str, name: str, first: Array) -> None:
-        found = layout(name, first)
+        found = placement(name, first)
         if found.dtype not in DTYPES:
             raise InputError(f"{name}: expected float32 or float64, got {found.dtype}")
         self.operation, self.first, self.leader = operation, first, f"{name} ({found.dtype}, {found.device})"
@@ -115,7 +52,7 @@ class _Call:
             raise InputError(f"{name}: expected plain values, got a tensor with a pending negation; use resolve_neg()")
         if kind(array) != kind(self.first):
             raise InputError(f"{name}: expected a {kind(self.first)} like {self.leader}, got a {kind(array)}")
-        found = layout(name, array)
+        found = placement(name, array)
         if found.dtype != self.dtype:
             raise InputError(f"{name}: expected {self.dtype} as {self.leader}, got {found.dtype}")
         if found.device != self.device:
@@ -131,7 +68,7 @@ class _Call:
         """An array that is written: its rows contiguous, and no two of its entries in one place."""
         self.add(name, array, shape, rows=True)
         self.outputs.append(name)
-        found = layout(name, array)
+        found = placement(name, array)
         if not found.writable:
             raise InputError(f"{name}: expected an array that can be written to, got a read-only one")
         reach = 1
@@ -161,7 +98,7 @@ class _Call:
         if count and not (plain.min() >= 0 and plain.max() < below):
             raise InputError(f"{name}: expected indices in [0, {below}), got {plain.min()} .. {plain.max()}")
         indices = _beside(plain.astype(np.int64), self.first)
-        self.given[name] = layout(name, indices).handed_over
+        self.given[name] = placement(name, indices).handed_over
         self.kept.append(indices)
         return indices
 
@@ -298,11 +235,11 @@ def attention_blocks(
                 blocks are right-multiplied by a norm that is folded into p, k and q
     """
     call = _Call("attention_blocks", "a", a)
-    if len(layout("a", a).shape) != 3:
-        raise InputError(f"a: expected (rows, heads, tokens), got shape {layout('a', a).shape}")
+    if len(placement("a", a).shape) != 3:
+        raise InputError(f"a: expected (rows, heads, tokens), got shape {placement('a', a).shape}")
     rows, H, T = a.shape
-    if len(layout("p", p).shape) != 3:
-        raise InputError(f"p: expected (heads, d_out, d_in), got shape {layout('p', p).shape}")
+    if len(placement("p", p).shape) != 3:
+        raise InputError(f"p: expected (heads, d_out, d_in), got shape {placement('p', p).shape}")
     d_out, d_in = p.shape[1:]
     call.add("a", a, (rows, H, T))
     call.add("vo", vo, (d_out, H, T))
@@ -321,7 +258,7 @@ def attention_blocks(
     call.add("r", r, (T,), optional=True)
     call.add_indices("columns", columns, rows, T + 1)
     call.add_indices("diagonal", diagonal, rows, T + 1)
-    place = layout("out", out)
+    place = placement("out", out)
     if first is None:
         call.add_output(out, (rows, T, d_out, d_in))
         starts, steps = np.arange(rows) * place.strides[0], place.strides[1:3]
@@ -333,14 +270,14 @@ def attention_blocks(
         starts, steps = _plain(first).astype(np.int64) * place.strides[0], place.strides[:2]
     call.add_indices("start", starts, rows, 2**62)
     within = starts + _plain(diagonal) * steps[0]
-    call.check_apart(may_overlap="q" if _is_diagonal(layout("q", q), place, within, steps[1]) else None)
+    call.check_apart(may_overlap="q" if _is_diagonal(placement("q", q), place, within, steps[1]) else None)
     call.given |= {"out": place.address, "block_stride": steps[0], "row_stride": steps[1]}
     if not call.run(threads, stream):
         reference.attention_blocks(a, vo, vt, rest, p, k, q, out, columns, diagonal, first, norm)
     return out
 
 
-def _is_diagonal(q: Layout, out: Layout, within: np.ndarray, row_stride: int) -> bool:
+def _is_diagonal(q: Placement, out: Placement, within: np.ndarray, row_stride: int) -> bool:
     """Whether q[t] is exactly the block of `out` that starts `within[t]` elements in."""
     size = np.dtype(out.dtype).itemsize
     steps = q.strides[0] * np.arange(len(within))
@@ -370,8 +307,8 @@ def gather_rows(
 ) -> Array:
     """out[i] = slope[i]·weight[index[i]], right-multiplied by the norm (x̂ (T, d), r (T)) at token[i]."""
     call = _Call("gather_rows", "weight", weight)
-    if len(layout("weight", weight).shape) != 2:
-        raise InputError(f"weight: expected (units, d), got shape {layout('weight', weight).shape}")
+    if len(placement("weight", weight).shape) != 2:
+        raise InputError(f"weight: expected (units, d), got shape {placement('weight', weight).shape}")
     units, d = weight.shape
     n = len(index)
     call.add("weight", weight, (units, d), rows=True)
@@ -380,7 +317,7 @@ def gather_rows(
     if norm is not None and (len(norm) != 2 or any(part is None for part in norm)):
         raise InputError("norm: expected x̂ and r together, or None; got some of them")
     x, r = (None, None) if norm is None else norm
-    tokens = 0 if x is None else (layout("x", x).shape or (0,))[0]
+    tokens = 0 if x is None else (placement("x", x).shape or (0,))[0]
     if (token is None) != (norm is None):
         raise InputError("token: expected one for each row exactly where there is a norm")
     call.add("x", x, (tokens, d), rows=True, optional=True)
@@ -408,14 +345,14 @@ def norm_right(
     x, r   normalised input x̂ (d,) and its scale r = 1/√(var + ε); `out` may be m
     """
     call = _Call("norm_right", "m", m)
-    if len(layout("m", m).shape) != 2:
-        raise InputError(f"m: expected (n, d), got shape {layout('m', m).shape}")
+    if len(placement("m", m).shape) != 2:
+        raise InputError(f"m: expected (n, d), got shape {placement('m', m).shape}")
     n, d = m.shape
     call.add("m", m, (n, d), rows=True)
     call.add("x", x, (d,), rows=True)
     call.add("gamma", gamma, (d,), rows=True, optional=True)
     call.add_output(out, (n, d))
-    mine, theirs = layout("m", m), layout("out", out)
+    mine, theirs = placement("m", m), placement("out", out)
     call.check_apart(may_overlap="m" if (mine.address, mine.strides) == (theirs.address, theirs.strides) else None)
     call.given |= {"r": float(r), "centred": bool(centred)}
     if not call.run(threads, stream):
@@ -444,7 +381,7 @@ def _skinny(operation: str, a: Array, name: str, x: Array, threads: int | None) 
     call.add("a", a, (m, n), rows=True)
     width = -(-columns // 16) * 16
     padded = x
-    if width != columns or (layout(name, x).strides[1] != 1):
+    if width != columns or (placement(name, x).strides[1] != 1):
         padded = _zeros((depth, width), a)
         padded[:, :columns] = x
     out = _empty((rows, width), a)
@@ -466,8 +403,10 @@ def block_product(
     high, low   (tokens_out, m), or (tokens_in, n): two parts of sums that go on from call to call
     """
     call = _Call("block_product", "blocks", blocks)
-    if call.dtype != "float64" or len(layout("blocks", blocks).shape) != 3:
-        raise InputError(f"blocks: expected float64 (count, m, n), got {call.dtype} {layout('blocks', blocks).shape}")
+    if call.dtype != "float64" or len(placement("blocks", blocks).shape) != 3:
+        raise InputError(
+            f"blocks: expected float64 (count, m, n), got {call.dtype} {placement('blocks', blocks).shape}"
+        )
     count, m, n = blocks.shape
     into, of = (n, m) if adjoint else (m, n)
     tokens, others = _matrix("v", v)[0], _matrix("high", high)[0]
@@ -526,8 +465,8 @@ def bulge_chase(
         raise InputError(f"n: expected at least 1, got {n}")
     rows = n + 2 * width
     _add_band(call, band, left, right, width, rows, (rows, rows))
-    if not layout("band", band).contiguous:
-        raise InputError(f"band: expected a contiguous array, got strides {layout('band', band).strides}")
+    if not placement("band", band).contiguous:
+        raise InputError(f"band: expected a contiguous array, got strides {placement('band', band).strides}")
     call.check_apart()
     call.given |= {"n": n}
     if not call.run(threads, stream):
@@ -592,7 +531,7 @@ def sturm_counts(d: Array, e: Array, taus: Array, threads: int | None = None, st
     call = _bidiagonal("sturm_counts", d, e)
     call.add("taus", taus, (len(taus),))
     counts = _beside(np.zeros(len(taus), dtype=np.int64), d)
-    call.given["counts"] = layout("counts", counts).handed_over
+    call.given["counts"] = placement("counts", counts).handed_over
     if not call.run(threads, stream):
         return _beside(reference_svd.sturm_counts(_plain(d), _plain(e), _plain(taus)), d)
     return counts
@@ -602,7 +541,7 @@ def _bidiagonal(operation: str, d: Array, e: Array) -> _Call:
     call = _Call(operation, "d", d)
     if call.dtype != "float64":
         raise InputError(f"d: expected float64, got {call.dtype}")
-    if len(layout("d", d).shape) != 1 or d.shape[0] < 1:
+    if len(placement("d", d).shape) != 1 or d.shape[0] < 1:
         raise InputError(f"d: expected at least one value in a row, got shape {tuple(d.shape)}")
     call.add("d", d, tuple(d.shape))
     call.add("e", e, (d.shape[0] - 1,))
@@ -610,7 +549,7 @@ def _bidiagonal(operation: str, d: Array, e: Array) -> _Call:
 
 
 def _matrix(name: str, array: Array) -> tuple[int, int]:
-    shape = layout(name, array).shape
+    shape = placement(name, array).shape
     if len(shape) != 2:
         raise InputError(f"{name}: expected a matrix, got shape {shape}")
     return shape[0], shape[1]

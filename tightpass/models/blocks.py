@@ -1,7 +1,7 @@
 """A model, a kind and a layer -> a block: a function of (tokens, width), and its input x.
 
 Every block is checked when it is built: it reproduces the outputs captured in the ordinary forward pass. Its derivative is
-checked where formulas for it are known besides (`jacobian/derivative.py`); finite differences are here.
+checked where formulas for it are known besides (`jacobians/derivative.py`); finite differences are here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Block:
     """A map x -> y of (tokens, width) tensors, with what is known of its Jacobian.
 
     structure   which (token, token) blocks of the Jacobian can be non-zero: claimed here,
-                checked by `jacobian.probe`
+                checked by `jacobians.probe`
     width       widest intermediate per token, in elements; sizes the chunks of autodiff
     pattern     active units (tokens, d_ff) of each MLP inside, where they are held fixed
     """
@@ -250,7 +250,7 @@ def check_options(model: Model, options: Options) -> None:
         raise InputError(f"{model.name} has layers 0..{count - 1}, got {layer}")
     if (kind == "head") != (head is not None):
         raise InputError("block `head` needs one head, such as head=0; no other block has one")
-    if head is not None and layer is not None and head not in range(heads := model.heads(layer)):
+    if head is not None and layer is not None and head not in range(heads := model.shape.layers[layer].heads):
         raise InputError(f"layer {layer} of {model.name} has heads 0..{heads - 1}, got {head}")
     if kind == "layer" and not options.norm:
         raise InputError("a layer always contains its norms; leave out norm=False (--no-norm)")
@@ -318,13 +318,13 @@ def _head_output(captured: Captured, options: Options) -> torch.Tensor:
 def _structure(model: Model, kind: str) -> Structure:
     if kind == "mlp":
         return BlockDiagonal()
-    return BlockLowerTriangular() if model.family.causal(model.config) else Dense()
+    return BlockLowerTriangular() if model.shape.causal else Dense()
 
 
 def _width(model: Model, kind: str, tokens: int) -> int:
-    config = model.config
-    d_ff = int(getattr(config, "ffn_dim", 0) or getattr(config, "intermediate_size", 0))
-    mixing = 4 * int(config.hidden_size) + 3 * int(config.num_attention_heads) * tokens
+    layers = model.shape.layers
+    d_ff, heads = max(layer.d_ff for layer in layers), max(layer.heads for layer in layers)
+    mixing = 4 * model.shape.width + 3 * heads * tokens
     return {"mlp": 2 * d_ff, "attn": mixing, "head": mixing}.get(kind, max(2 * d_ff, mixing))
 
 

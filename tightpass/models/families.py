@@ -162,6 +162,16 @@ def in_features(module: nn.Module) -> int:
     return int(inner.in_features)
 
 
+def out_features(module: nn.Module) -> int:
+    """What a linear map gives, likewise."""
+    inner: Any = module
+    while not hasattr(inner, "out_features"):
+        inner = getattr(inner, "base_layer", None)
+        if inner is None:
+            raise InputError(f"cannot tell how wide the output of {type(module).__name__} is (no out_features)")
+    return int(inner.out_features)
+
+
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a module is its weight and bias and nothing else: no adapter, no forward of its own, no hooks."""
     return (

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from torch import nn
 
 from tightpass import doors
 from tightpass.errors import DoesNotFitError, InputError, TightpassError
-from tightpass.memory import bytes_of, format_bytes
 from tightpass.models import attention
-from tightpass.models.families import Family, family_of, layer_parts, submodule
+from tightpass.models.families import Family, family_of, submodule
 from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, refuse_adapters
+from tightpass.models.shape import Shape, shape_of, shape_of_config
 from tightpass.models.sizes import ALIASES, packaged_config
+from tightpass.units import bytes_of, format_bytes
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # no background thread for .bin files
 
@@ -59,11 +61,10 @@ class Model:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
-    def heads(self, layer: int) -> int:
-        """How many heads a layer has. Pruned layers have fewer than the configuration says."""
-        return layer_parts(
-            self.layers[doors.whole("layer", layer, 0, len(self.layers))], self.family, self.config
-        ).heads
+    @cached_property
+    def shape(self) -> Shape:
+        """Its sizes, from the modules."""
+        return shape_of(self.base)
 
     @property
     def final_norm(self) -> nn.Module | None:
@@ -254,12 +255,11 @@ def choose_device(device: Any) -> torch.device:
     return chosen
 
 
-def parameter_count(config: Any) -> int:
-    """Number of parameters of the base model, from shapes alone."""
-    from transformers import AutoModel
-
-    with torch.device("meta"), the_door(Source("the configuration", "the configuration", is_local=False)):
-        return sum(p.numel() for p in AutoModel.from_config(config).parameters())
+def planned_shape(source: Source) -> Shape:
+    """The sizes of a model that is not loaded: its architecture is built without numbers."""
+    config = read_config(source)
+    with the_door(source):
+        return shape_of_config(config)
 
 
 def load_model(
@@ -287,15 +287,13 @@ def load_model(
         raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {doors.shown(weights)}")
     if isinstance(model, nn.Module):
         return _adopt(model, torch_dtype, torch_device)
-    model = str(model) if isinstance(model, Path) else model
-    if not isinstance(model, str):
-        raise InputError(f"model must be a name, a directory or a Hugging Face model, got {type(model).__name__}")
-    source = locate(model)
+    source = _source(model)
     config = read_config(source) if weights == "random" else stored_config(source)
     family = family_of(config)
     _refuse_quantised(config)
     if limit is not None:
-        needed = parameter_count(config) * torch_dtype.itemsize
+        with the_door(source):
+            needed = shape_of_config(config).parameters * torch_dtype.itemsize
         if needed > limit:
             raise DoesNotFitError(
                 f"the weights of {source.name} in {str(torch_dtype).removeprefix('torch.')} take {format_bytes(needed)}, "
@@ -314,6 +312,15 @@ def load_model(
         base=_freeze(base, torch_device),
         tokenizer=_tokenizer(source, offline=weights == "random"),
     )
+
+
+def _source(model: Any) -> Source:
+    """Of a name, a directory, or what was located before."""
+    if isinstance(model, Source):
+        return model
+    if isinstance(model, str | Path):
+        return locate(str(model))
+    raise InputError(f"model must be a name, a directory or a Hugging Face model, got {type(model).__name__}")
 
 
 def _pretrained(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:

@@ -30,11 +30,6 @@ def bundled_text() -> str:
     return resources.files("tightpass.models").joinpath("text.txt").read_text(encoding="utf-8")
 
 
-def positions(model: Model) -> int:
-    """The most tokens the model has positions for."""
-    return int(model.config.max_position_embeddings)
-
-
 def check_count(tokens: int, limit: int, name: str) -> None:
     """Raises InputError unless 1 <= tokens <= limit."""
     if tokens < 1:
@@ -49,7 +44,7 @@ def tokenize(model: Model, tokens: int, text: str | None = None, special: bool =
     Without a tokenizer the ids are drawn with `seed`, unless a text was asked for.
     Raises InputError for an empty or too short text, and for a count that does not fit.
     """
-    check_count(tokens, positions(model), model.name)
+    check_count(tokens, model.shape.positions, model.name)
     if text is not None:
         check(text, "text")
         if not text.strip():
@@ -93,7 +88,7 @@ def check_ids(model: Model, token_ids: Any) -> torch.Tensor:
         raise InputError(f"token_ids must be a list of integers, got {reprlib.repr(token_ids)}") from None
     if ids.numel() and (ids.ndim != 1 or ids.dtype not in INTEGERS):
         raise InputError(f"token_ids must be a list of integers, got shape {tuple(ids.shape)}, {ids.dtype}")
-    check_count(len(ids), positions(model), model.name)
+    check_count(len(ids), model.shape.positions, model.name)
     if int(ids.min()) < 0 or int(ids.max()) >= model.vocabulary:
         raise InputError(f"token ids must lie in 0..{model.vocabulary - 1}, got {int(ids.min())}..{int(ids.max())}")
     return ids.long()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tightpass.errors import InputError
 from tightpass.rank.interval import Rank
-from tightpass.rank.verdict import Spectrum
+from tightpass.rank.spectrum import Spectrum
 
 
 @dataclass(frozen=True)

@@ -6,41 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tightpass.confidence import CERTAIN, weakest
 from tightpass.errors import InputError
+from tightpass.rank.records import Part
 from tightpass.rank.rounding import add_up
-from tightpass.spectra.twostage import PROBED
-from tightpass.spectra.verify import ASSUMED, CERTAIN, SAMPLED, SvdError
-
-CALIBRATED = "calibrated"
-CONFIDENCE = {
-    CERTAIN: "a theorem, applied to all that there is",
-    PROBED: "fails for at most one in a thousand draws of the random vectors, whatever the error is; "
-    "the draw is the same every time, so this holds for matrices that were chosen without knowledge of it",
-    CALIBRATED: "estimated: computed again with every operation perturbed by its rounding; the factor 2 was checked against "
-    "hundreds of digits",
-    SAMPLED: "the worst of a random sample, with a margin; the method says how many were drawn",
-    ASSUMED: "not measured: a conservative model",
-}
-"""What the confidence of a part can be, from the surest down."""
-CHANCE = 1e-3
-"""That a bound known at 99.9 % fails, where its part does not say."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One error source: a bound on ‖E‖₂, how it is known, and how surely (a key of `CONFIDENCE`).
-
-    chance   the probability that the bound fails, where random vectors were drawn
-    """
-
-    name: str
-    bound: float
-    method: str
-    confidence: str
-    chance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,22 +46,6 @@ class Floor:
         return weakest(self.parts)
 
 
-def weakest(parts: Iterable[Part]) -> str:
-    """How surely all bounds hold at once: the confidence of the least sure, or, where that is a probability, 1 minus the
-    sum of the chances, such as "99.8 %", rounded down (but for what a sum of many chances itself is rounded by)."""
-    parts, order = tuple(parts), list(CONFIDENCE)
-    word = max((part.confidence for part in parts), key=order.index)
-    if word != PROBED:
-        return word
-    chances = (part.chance or (CHANCE if part.confidence == PROBED else 0.0) for part in parts)
-    tenths = max(1, math.ceil(1000 * math.fsum(chances) - 1e-9))
-    return f"{max(0, 1000 - tenths) / 10:.1f} %"
-
-
 def storage(dtype: str) -> Part:
     """Blocks are stored in the precision that they are computed in."""
     return Part("storage", 0.0, f"none: stored in {dtype}", CERTAIN)
-
-
-def svd_part(error: SvdError) -> Part:
-    return Part("SVD", error.bound, error.method, error.confidence, error.chance)

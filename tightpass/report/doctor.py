@@ -10,7 +10,8 @@ import torch
 from threadpoolctl import threadpool_info
 
 from tightpass.kernels import native
-from tightpass.memory import format_bytes, free_memory
+from tightpass.memory import free_memory
+from tightpass.units import format_bytes
 
 PACKAGES = ("tightpass", "torch", "transformers", "numpy", "scipy", "h5py", "xarray", "cupy-cuda13x")
 

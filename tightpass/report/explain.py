@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tightpass.rank.explain import Heads
-from tightpass.rank.verdict import Spectrum
+from tightpass.rank.records import Heads
+from tightpass.rank.spectrum import Spectrum
 
 
 def lines(s: Spectrum) -> Iterator[str]:

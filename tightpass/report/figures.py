@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tightpass.rank.verdict import Spectrum
+from tightpass.rank.spectrum import Spectrum
 
 
 def draw(spectra: Sequence[Spectrum], title: str, directory: Path) -> tuple[Path, Path, Path]:

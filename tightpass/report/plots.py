@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tightpass.rank.verdict import Spectrum
+from tightpass.rank.spectrum import Spectrum
 from tightpass.store.publish import published
 
 # A stale font cache makes matplotlib list every font it misses; the figures fall back to DejaVu Sans,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.table import Table
 
 from tightpass.rank.knee import Fall
-from tightpass.rank.verdict import Spectrum
+from tightpass.rank.spectrum import Spectrum
+
+if TYPE_CHECKING:  # takes half a second, where a table of it is not asked for
+    import pandas as pd
 
 
-def frame(spectra: Sequence[Spectrum]) -> pd.DataFrame:
-    """All numbers of the verdicts, indexed by job; singular values and floor in the units of J."""
-    return pd.DataFrame([_row(s) for s in spectra]).set_index("job")
-
-
-def _row(s: Spectrum) -> dict[str, Any]:
+def row(s: Spectrum) -> dict[str, Any]:
+    """All numbers of a verdict; singular values and floor in the units of J."""
     m, bound = s.measures, s.evidence.bounds[0]
     knee = s.knees[0] if s.knees else None
     return {
@@ -51,15 +49,6 @@ def _row(s: Spectrum) -> dict[str, Any]:
         "k99": m.energy_ranks[1],
         "k99.9": m.energy_ranks[2],
     }
-
-
-def values(spectra: Sequence[Spectrum]) -> pd.DataFrame:
-    """One row a singular value: job, index (from 1), value, label, and token where it belongs to one."""
-    parts = []
-    for s in spectra:
-        columns = {"job": s.name, "index": range(1, len(s.values) + 1), "value": s.values, "label": s.labels}
-        parts.append(pd.DataFrame(columns | ({} if s.blocks is None else {"token": s.blocks})))
-    return pd.concat(parts, ignore_index=True)
 
 
 def rich_spread(summary: pd.DataFrame, title: str) -> Table:
@@ -134,7 +123,7 @@ def _ratio(fall: Fall | None) -> str:
 
 def as_json(spectra: Sequence[Spectrum]) -> list[dict[str, Any]]:
     """The rows as plain JSON values, with the floor's parts and all knees."""
-    rows = [_row(s) for s in spectra]
+    rows = [row(s) for s in spectra]
     for row, s in zip(rows, spectra, strict=True):
         row["floor_parts"] = [vars(part) for part in s.floor.parts]
         row["bounds"] = [vars(bound) for bound in s.evidence.bounds]

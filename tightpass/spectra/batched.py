@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs
 
+from tightpass.arrays import is_torch, on_host, squared_norm
+from tightpass.confidence import ASSUMED, CERTAIN, PROBED
 from tightpass.errors import VerificationError
 from tightpass.spectra import device
 from tightpass.spectra.dense import BASIC, Answer, against_reference, rounded, verified
 from tightpass.spectra.threads import one_per_core
-from tightpass.spectra.twostage import CHANCE, LOSS, MISFIT, PROBED, PROBES, loss, probed_error, probes, quantile
-from tightpass.spectra.verify import ASSUMED, CERTAIN, SMALL, SvdError, check_values, squared_norm
+from tightpass.spectra.twostage import CHANCE, LOSS, MISFIT, PROBES, loss, probed_error, probes, quantile
+from tightpass.spectra.verify import SMALL, SvdError, check_values
 
 Matrix = NDArray[np.floating[Any]]
 Factors = Callable[[int], tuple[Matrix, Matrix] | None]
@@ -38,7 +40,7 @@ def is_referenced(shape: tuple[int, ...], count: int) -> bool:
     return max(shape) <= (SMALL if count <= FEW else WHOLE)
 
 
-def block_answers(blocks: torch.Tensor, factors: Factors = lambda t: None, count: int | None = None) -> list[Answer]:
+def block_answers(blocks: Any, factors: Factors = lambda t: None, count: int | None = None) -> list[Answer]:
     """Singular values of each of (k, m, n) blocks, verified; `factors` is asked for block 0 .. k − 1.
 
     count   how many blocks there are in all, which share the chance that a bound by probes fails; k if left out
@@ -47,15 +49,15 @@ def block_answers(blocks: torch.Tensor, factors: Factors = lambda t: None, count
     """
     count = count or len(blocks)
     if not is_referenced(tuple(blocks.shape[1:]), count):
-        whole, chance = blocks.cpu().numpy(), CHANCE / count
+        whole, chance = on_host(blocks), CHANCE / count
         return one_per_core(lambda i: _probed(whole[i], factors(i), chance), range(len(whole)))
-    if blocks.is_cuda:
+    if is_torch(blocks) and blocks.is_cuda:
         return _on_device(blocks)
-    whole = blocks.numpy()
+    whole = on_host(blocks)
     return one_per_core(lambda i: _referenced(whole[i], factors(i)), range(len(whole)))
 
 
-def block_values(blocks: torch.Tensor, factors: Factors = lambda t: None) -> list[Matrix]:
+def block_values(blocks: Any, factors: Factors = lambda t: None) -> list[Matrix]:
     """The values alone."""
     return [answer.values for answer in block_answers(blocks, factors)]
 

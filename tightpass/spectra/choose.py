@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tightpass.kernels import native
-from tightpass.memory import format_bytes
 from tightpass.structure import BlockDiagonal, Structure
+from tightpass.units import format_bytes
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from tightpass import doors
+from tightpass.arrays import all_finite, beside, dtype_name, is_cupy, on_host, squared_norm, to_cupy
+from tightpass.confidence import CERTAIN
 from tightpass.errors import InputError, VerificationError
 from tightpass.kernels import native
-from tightpass.kernels.ops import dtype_name
-from tightpass.kernels.reference_svd import beside, on_host
 from tightpass.spectra import device
 from tightpass.spectra.lapack import gesdd, gesvd
 from tightpass.spectra.twostage import Bidiagonal, svd_error, two_stage
-from tightpass.spectra.verify import CERTAIN, SvdError, check_dense, check_values, measured_error, squared_norm
+from tightpass.spectra.verify import SvdError, check_dense, check_values, measured_error
 
 Matrix = Any
 
@@ -55,7 +55,7 @@ def by_lapack(driver: Callable[[Matrix], Matrix]) -> Callable[[Matrix], Answer]:
     """A driver of LAPACK's kind with a second look at the tail."""
 
     def route(A: Matrix) -> Answer:
-        if not device.all_finite(A):
+        if not all_finite(A):
             raise VerificationError("the matrix has entries that are not finite")  # LAPACK would print it
         values = on_host(driver(A if driver is device.cusolver else on_host(A)))
         A = on_host(A)
@@ -72,7 +72,7 @@ Routes = list[tuple[str, Callable[[Matrix], Answer]]]
 def routes(A: Matrix, threads: int | None = None, bound: Bound = svd_error) -> Routes:
     """Routes in the order in which they are tried; on a GPU the faster first."""
     host: Routes = [("gesdd", by_lapack(gesdd)), ("gesvd", by_lapack(gesvd))]
-    if device.is_cupy(A):
+    if is_cupy(A):
         own: Routes = [("two-stage", by_two_stage)]
         if max(A.shape) <= device.LIMIT_32_BIT:
             own.append(("cuSOLVER", by_lapack(device.cusolver)))
@@ -129,7 +129,7 @@ def check_matrix(A: Matrix, name: str = "A") -> Matrix:
     if isinstance(A, torch.Tensor) and A.is_nested:
         raise InputError(f"{name}: expected a plain dense array, got a nested one")
     shape, dtype = getattr(A, "shape", None), getattr(A, "dtype", None)
-    if shape is None or dtype is None or not (isinstance(A, np.ndarray | torch.Tensor) or device.is_cupy(A)):
+    if shape is None or dtype is None or not (isinstance(A, np.ndarray | torch.Tensor) or is_cupy(A)):
         raise InputError(f"{name}: expected a NumPy, torch or CuPy array, got {type(A).__name__}")
     if len(shape) != 2:
         raise InputError(f"{name}: expected a matrix, got shape {tuple(shape)}")
@@ -156,18 +156,18 @@ def svdvals(A: Matrix, overwrite: bool = False) -> Matrix:
     A, overwrite = check_matrix(A), doors.flag("overwrite", overwrite)
     if isinstance(A, torch.Tensor):
         A = A.detach().resolve_neg()
-    own = device.to_cupy(A) if isinstance(A, torch.Tensor) and A.is_cuda else A
+    own = to_cupy(A) if isinstance(A, torch.Tensor) and A.is_cuda else A
     try:
-        if device.is_cupy(own):
+        if is_cupy(own):
             answer = device.or_on_host(verified, own)
         elif overwrite and native.extension is not None:
             answer = by_two_stage(own, overwrite=True)
         else:
             answer = verified(own)
     except VerificationError:
-        if not device.all_finite(own):
+        if not all_finite(own):
             raise InputError("A: expected finite entries, got NaN or infinity") from None
         raise
     if isinstance(A, torch.Tensor):
         return torch.from_numpy(np.ascontiguousarray(on_host(answer.values))).to(A.device)
-    return beside(on_host(answer.values), own) if device.is_cupy(own) else answer.values
+    return beside(on_host(answer.values), own) if is_cupy(own) else answer.values

@@ -7,34 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
-
 Array = Any
 Result = TypeVar("Result")
 LIMIT_32_BIT = 18_900
 """cuSOLVER's dense SVD behind CuPy goes wrong in silence beyond about this many rows and columns (cupy#7611)."""
-
-
-def is_cupy(array: Array) -> bool:
-    return hasattr(array, "__cuda_array_interface__") and not isinstance(array, torch.Tensor)
-
-
-def to_cupy(tensor: torch.Tensor) -> Array:
-    """A CUDA tensor as CuPy's, sharing its memory (DLPack)."""
-    import cupy
-
-    return cupy.from_dlpack(tensor)
-
-
-def all_finite(A: Array) -> bool:
-    if isinstance(A, torch.Tensor):
-        return bool(torch.isfinite(A).all())
-    if isinstance(A, np.ndarray):
-        return bool(np.isfinite(A).all())
-    import cupy
-
-    return bool(cupy.isfinite(A).all())
 
 
 def size_class(shape: tuple[int, ...]) -> int:

@@ -1,7 +1,6 @@
 """All singular values of a source, verified; and the leading vectors.
 
-A *source* is anything with `structure`, `shape`, `d_out`, `d_in` and `panels()`: a `Jacobian`, or a
-shard on disk. Block-diagonal sources cost one small SVD a token, others one dense SVD.
+Of a `Jacobian`, or of a shard on disk. Block-diagonal sources cost one small SVD a token, others one dense SVD.
 """
 
 from __future__ import annotations
@@ -9,42 +8,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from tightpass.arrays import dtype_name, is_torch, on_host, squared_norm, to_cupy
+from tightpass.confidence import tolerance
 from tightpass.errors import VerificationError
 from tightpass.kernels import native
-from tightpass.kernels.ops import dtype_name
-from tightpass.kernels.reference_svd import on_host
-from tightpass.spectra import device
 from tightpass.spectra.batched import Factors, block_answers, largest
 from tightpass.spectra.choose import Route, choose
 from tightpass.spectra.dense import BASIC, Answer, against_reference, by_two_stage, rounded, verified
 from tightpass.spectra.gram import gram_values
-from tightpass.spectra.krylov import svds
-from tightpass.spectra.verify import SMALL, SvdError, check_values, squared_norm, tolerance
-from tightpass.structure import BlockDiagonal, Structure
+from tightpass.spectra.leading.krylov import svds
+from tightpass.spectra.verify import SMALL, SvdError, check_values
+from tightpass.structure import BlockDiagonal, Source
 
 Matrix = NDArray[np.floating[Any]]
 WIDENED = 4096
 """Up to this size float32 data is decomposed in float64, which takes twice the time, seconds, and leaves no error to bound."""
-
-
-class Source(Protocol):
-    """What a decomposition needs of a matrix in blocks."""
-
-    @property
-    def structure(self) -> Structure: ...
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def d_out(self) -> int: ...
-    @property
-    def d_in(self) -> int: ...
-    def panels(self) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -124,7 +107,7 @@ def _whole_rows(source: Source) -> Iterator[tuple[Matrix, slice]]:
     token = -1
     columns: list[tuple[int, Matrix]] = []
     for panel in source.panels():
-        for t, s, block in zip(panel.rows, panel.columns, panel.blocks.cpu().numpy(), strict=True):
+        for t, s, block in zip(panel.rows, panel.columns, on_host(panel.blocks), strict=True):
             if t != token and columns:
                 yield _beside_each_other(columns, source.d_in)
                 columns = []
@@ -146,7 +129,7 @@ def _of_blocks(source: Source, factors: Factors) -> Values:
     energy = 0.0
     for panel in source.panels():
         answers += block_answers(panel.blocks, lambda t, at=panel.rows: factors(at[t]), count)  # type: ignore[misc]
-        energy += squared_norm(panel.blocks.cpu().numpy())
+        energy += squared_norm(on_host(panel.blocks))
         tokens += panel.rows
     merged = np.concatenate([answer.values for answer in answers])
     order = np.argsort(-merged, kind="stable")
@@ -166,16 +149,16 @@ def cross_check(exact: Values) -> tuple[SvdError, tuple[str, ...]]:
 
 def assemble(source: Source) -> Any:
     """The source as one array, NumPy's, or CuPy's where its blocks are on a GPU; zero outside of its structure."""
-    J: torch.Tensor | None = None
+    J: Any = None
     for panel in source.panels():
         if J is None:
             tokens = (source.shape[0] // source.d_out, source.d_out, source.shape[1] // source.d_in, source.d_in)
-            J = panel.blocks.new_zeros(tokens)
+            J = panel.blocks.new_zeros(tokens) if is_torch(panel.blocks) else np.zeros(tokens, panel.blocks.dtype)
         for t, s, block in zip(panel.rows, panel.columns, panel.blocks, strict=True):
             J[t, :, s] = block
     assert J is not None
     whole = J.reshape(source.shape)
-    return device.to_cupy(whole) if whole.is_cuda else whole.numpy()
+    return to_cupy(whole) if is_torch(whole) and whole.is_cuda else on_host(whole)
 
 
 def leading(source: Source, exact: Values, k: int) -> Triplets:
@@ -199,7 +182,7 @@ def _leading_of_blocks(source: Source, exact: Values, k: int) -> Triplets:
     for panel in source.panels():
         for t, block in zip(panel.rows, panel.blocks, strict=True):
             if t in counts:
-                A = block.cpu().numpy()
+                A = on_host(block)
                 U, S, Vh = np.linalg.svd(A, full_matrices=False)
                 parts.append((t, A, U[:, : counts[t]], S[: counts[t]], Vh[: counts[t]]))
     dtype = exact.values.dtype

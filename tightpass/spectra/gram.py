@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigvalsh
 
+from tightpass.confidence import ASSUMED, allowed_energy
 from tightpass.errors import InputError, VerificationError
-from tightpass.spectra.verify import ASSUMED, SvdError, allowed_energy
+from tightpass.spectra.verify import SvdError
 
 Values = NDArray[np.floating[Any]]
 STRIP = 512

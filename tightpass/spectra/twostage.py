@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv
 
+from tightpass.arrays import beside, dtype_name, on_host, placement
+from tightpass.confidence import ASSUMED, PROBED, allowed_energy, tolerance
 from tightpass.errors import VerificationError
 from tightpass.kernels import ops
-from tightpass.kernels.reference_svd import beside, on_host
-from tightpass.spectra.verify import ASSUMED, SvdError, allowed_energy, tolerance
+from tightpass.spectra.verify import SvdError
 
 Matrix = Any
 Values = NDArray[np.floating[Any]]
@@ -30,7 +31,6 @@ PROBES = 4
 CHANCE = 9e-4
 """That the probes' bound fails, for one matrix or for all blocks of one together: what is left of a thousandth is for the
 other parts of a floor. A χ² of four degrees of freedom is below 0.0861 with this probability."""
-PROBED = "99.9 %"
 MISFIT = 8.0
 """‖E·Z‖_F may be this many eps·√N·‖A·Z‖_F; measured up to 2.3, on a matrix of ones."""
 TURNED = 16.0
@@ -88,8 +88,8 @@ def two_stage(
     A = A.T if wide else A
     m, n = A.shape
     b = band_width(n) if width is None else width
-    Z = probes(n, ops.dtype_name(A.dtype))
-    place = ops.layout("A", A)
+    Z = probes(n, dtype_name(A.dtype))
+    place = placement("A", A)
     in_place = overwrite and place.writable and (n == 1 or place.strides[1] == 1) and place.strides[0] >= n
     found = ops.two_stage(A, beside(Z, A), b, in_place, threads)
     d, e, values, told = found or _by_library(A, Z, b, in_place)

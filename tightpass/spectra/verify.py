@@ -15,55 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import lapack, lu_factor, lu_solve
 
+from tightpass.confidence import ASSUMED, CERTAIN, allowed_energy, tolerance
 from tightpass.errors import VerificationError
 from tightpass.spectra.refine import reference_values
 
 Matrix = NDArray[np.floating[Any]]
 
-ROUNDING = 16.0
-"""In units of eps·√N·σ₁. LAPACK's SVD erred by at most 4.5 of them, on matrices of ones, and by about 1
-on Gaussian ones (`benchmarks/svd_error.py`); the factor leaves more than three times the worst."""
 AUGMENTED = 4096
 """Up to this size counts are taken of the augmented matrix, four times as large as A, which sees every value."""
 SMALL = 1024
 """Up to this size a reference of more than working precision is cheap beside LAPACK's SVD and checks every value."""
 
 
-CERTAIN, SAMPLED, ASSUMED = "certain", "sampled", "assumed"
-
-
 @dataclass(frozen=True)
 class SvdError:
-    """A bound on |σ̂ − σ| by the SVD itself; `method` says how it is known, `confidence` how surely (`rank.floor`), and
+    """A bound on |σ̂ − σ| by the SVD itself; `method` says how it is known, `confidence` how surely (`confidence`), and
     `chance` with which probability random probes let it fail."""
 
     bound: float
     method: str
     confidence: str
     chance: float = 0.0
-
-
-def tolerance(sigma1: float, size: int, dtype: Any) -> float:
-    """16·eps·√N·σ₁, and the rounding of numbers next to zero."""
-    kind = np.finfo(dtype)
-    return ROUNDING * float(kind.eps) * float(np.sqrt(size)) * sigma1 + float(kind.smallest_subnormal)
-
-
-def squared_norm(A: Matrix, scale: float = 1.0) -> float:
-    """‖A/scale‖_F² of an array of two axes or more, accumulated in float64 a few rows at a time."""
-    step = max(1, 2**18 // max(1, A[0].size)) if len(A) else 1
-    total = 0.0
-    for start in range(0, len(A), step):
-        part = np.asarray(A[start : start + step], dtype=np.float64)
-        if scale != 1.0:
-            part = part / scale
-        total += float(np.vdot(part, part))
-    return total
-
-
-def allowed_energy(size: int, dtype: Any) -> float:
-    """By how much Σσ² may differ from ‖A‖_F², relative to either: 16·eps·√N."""
-    return 16 * float(np.finfo(dtype).eps) * float(np.sqrt(size))
 
 
 def check_values(

@@ -16,10 +16,10 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 
+from tightpass.arrays import on_host, squared_norm
 from tightpass.errors import InputError, VerificationError
-from tightpass.rank.evidence import Evidence
+from tightpass.rank.records import Evidence
 from tightpass.store.publish import part_of, sync
 from tightpass.store.stored import check_evidence, door, parsed
 from tightpass.structure import STRUCTURES, Panel, Structure
@@ -98,7 +98,7 @@ class ShardWriter:
     def write(self, panel: Panel) -> None:
         """Appends some blocks."""
         end = self.at + len(panel.rows)
-        self.blocks[self.at : end] = panel.blocks.cpu().numpy()
+        self.blocks[self.at : end] = on_host(panel.blocks)
         self.rows[self.at : end] = panel.rows
         self.columns[self.at : end] = panel.columns
         self.at = end
@@ -159,7 +159,7 @@ def _panels_of(file: h5py.File, path: Path, layout: Layout, count: int | None = 
         yield Panel(
             tuple(int(t) for t in file["row_token"][some]),
             tuple(int(t) for t in file["column_token"][some]),
-            torch.from_numpy(blocks),
+            blocks,
         )
 
 
@@ -222,7 +222,7 @@ class Shard:
         energy = 0.0
         for panel in self.panels():
             found += zip(panel.rows, panel.columns, strict=True)
-            energy += float(panel.blocks.double().square().sum())
+            energy += squared_norm(on_host(panel.blocks))
         if found != expected:
             raise VerificationError(f"{self.path}: blocks are missing or out of order")
         recorded = self.evidence.energy

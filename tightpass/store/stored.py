@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from tightpass.confidence import CONFIDENCE
 from tightpass.errors import InputError, TightpassError, VerificationError
-from tightpass.rank.evidence import Evidence
-from tightpass.rank.floor import CONFIDENCE, Part
+from tightpass.rank.records import Evidence, Part
 
 T = TypeVar("T")
 
@@ -22,11 +23,17 @@ def parsed(kind: type[T], text: Any) -> T:
     if not isinstance(text, str | bytes):
         raise ValueError(f"expected JSON text, got {type(text).__name__}")
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        return _adapter(kind).validate_json(text, strict=True)  # type: ignore[no-any-return, arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{where}: {first['msg']}" if where else str(first["msg"])) from None
+
+
+@lru_cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Made once a kind: it takes milliseconds."""
+    return TypeAdapter(kind)
 
 
 def check_evidence(evidence: Evidence) -> None:
@@ -61,6 +68,8 @@ def door(path: Path, remedy: str) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is not there") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else error
         reason = " ".join(str(missing).split()) or type(error).__name__

@@ -1,0 +1,51 @@
+"""Why the rank is what it is: which heads, distances and directions the numbers come from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tightpass.errors import TightpassError
+from tightpass.jacobians.forms.closed import closed_form
+from tightpass.jacobians.operator import Jacobian
+from tightpass.rank.records import Heads
+from tightpass.spectra.leading.krylov import svds
+
+ENERGIES_UP_TO = 256
+"""Tokens up to which the heads' own ‖J_h‖_F² are computed: each takes T diagonal blocks."""
+
+
+def by_distance(energies: NDArray[np.float64]) -> tuple[tuple[int, float], ...] | None:
+    """Shares of ‖J‖_F² by t − s, from the squared norms of the blocks (tokens_out, tokens_in); None for a zero J."""
+    total = float(energies.sum())
+    if total == 0 or energies.shape[0] != energies.shape[1]:
+        return None
+    T = len(energies)
+    sums = [(k, float(np.trace(energies, offset=-k))) for k in range(-(T - 1), T)]
+    return tuple((k, value / total) for k, value in sums if value > 0)
+
+
+def by_head(J: Jacobian, energy: float) -> Heads | None:
+    """Contributions of the heads of an attention J with this ‖J‖_F²; None for all else."""
+    block = J.block
+    if block is None or block.kind != "attn" or not J.form.heads_apart or energy == 0:
+        return None
+    try:
+        top = svds(J, 1)
+    except TightpassError:  # an explanation that cannot be had must not cost the answer
+        return None
+    u, v = top.U.reshape(-1), top.Vh.reshape(1, J.tokens_in, J.d_in)
+    gains, energies = [], []
+    for h in range(J.form.heads_apart):
+        options = replace(block.options, kind="head", head=h, residual=False)
+        head = closed_form(replace(block, options=options))
+        if head is None:
+            return None
+        gains.append(float(u @ head.push(v).reshape(-1)))
+        if J.tokens_in <= ENERGIES_UP_TO:
+            own = head.energy()
+            assert own is not None
+            energies.append(own / energy)
+    return Heads(tuple(gains), tuple(energies) or None)

@@ -1,0 +1,71 @@
+"""The ReLU units that a Jacobian hangs on: which are active, and which are too close to zero to tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tightpass.models.blocks import Block
+from tightpass.models.capture import Call
+from tightpass.models.families import LayerParts, linear_map
+
+SAFETY = 4.0
+
+
+@dataclass(frozen=True)
+class Units:
+    """ReLU units of the MLPs inside a block, those apart that are connected to nothing on one side: J has no part of them.
+
+    active       active units of each token, of the only MLP inside (None for more or none)
+    undecided    units of each token whose sign is within their own rounding error (None where there are none such units)
+    """
+
+    active: tuple[int, ...] | None
+    undecided: tuple[int, ...] | None
+
+    @property
+    def kinks(self) -> int:
+        """Undecided units of all tokens."""
+        return sum(self.undecided or ())
+
+
+def units(block: Block, other: Block) -> Units:
+    """Counts active units and kinks; `other` is the same block in the other precision.
+
+    A pre-activation z = w·h + b carries an error of at most r·(|w|·|h| + |b|). r is the
+    largest such ratio between the two precisions, over all units, times 4, and times 2⁻²⁹ where the
+    block itself is the float64 one. A unit with |z| below that error is a kink.
+    """
+    if not block.has_relu_units:
+        return Units(None, None)
+    here, there = block.unit_calls(), other.unit_calls()
+    scale = SAFETY if block.x.dtype == torch.float32 else SAFETY * 2.0**-29
+    undecided = torch.zeros(block.tokens, dtype=torch.long)
+    for parts, mine, theirs in zip(block.layers, here, there, strict=True):
+        reach = magnitude(parts.up, mine)
+        error = (mine.y.double() - theirs.y.double()).abs().reshape(reach.shape)
+        ratio = float((error / reach.clamp_min(torch.finfo(torch.float64).tiny)).max())
+        ratio = max(ratio, torch.finfo(torch.float32).eps)
+        within = mine.y.double().abs().reshape(reach.shape) <= scale * ratio * reach
+        undecided += (within & connected(parts)).sum(-1).cpu()
+    active = None
+    if len(here) == 1:
+        counts = ((here[0].y > 0).reshape(block.tokens, -1) & connected(block.layers[0])).sum(-1)
+        active = tuple(int(c) for c in counts)
+    return Units(active, tuple(int(c) for c in undecided))
+
+
+def connected(parts: LayerParts) -> torch.Tensor:
+    """Units (d_ff,) that read something and are read by something; the others' derivative is zero either way."""
+    (up, _), (down, _) = linear_map(parts.up), linear_map(parts.down)
+    return (up != 0).any(1) & (down != 0).any(0)
+
+
+def magnitude(up: nn.Module, call: Call) -> torch.Tensor:
+    """|w|·|h| + |b| of every unit, (tokens, d_ff), float64."""
+    weight, bias = linear_map(up)
+    h = call.x.double().abs().reshape(-1, call.x.shape[-1])
+    reach: torch.Tensor = h @ weight.double().abs().T
+    return reach + bias.double().abs()

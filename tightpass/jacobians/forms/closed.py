@@ -1,0 +1,256 @@
+"""From a block to its closed form, where there is one, checked against autodiff."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from tightpass.errors import InputError
+from tightpass.jacobians.forms.attention import ClosedAttention, Heads
+from tightpass.jacobians.forms.base import Piece
+from tightpass.jacobians.forms.compose import Chain, Identity, Sum
+from tightpass.jacobians.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
+from tightpass.jacobians.forms.norm import ClosedNorm, NoClosedFormError, NormAt, norm_at
+from tightpass.jacobians.forms.rotation import Rotation
+from tightpass.jacobians.probe import explained, ratio
+from tightpass.jacobians.twice.block import twice
+from tightpass.jacobians.twice.pair import of
+from tightpass.models.blocks import Block, Function
+from tightpass.models.capture import Call, record
+from tightpass.models.families import LayerParts, is_plain_linear
+
+DOUBTFUL = 0.1
+"""Relative difference from autodiff up to which rounding may be the reason; formulas that are wrong differ by more."""
+
+
+def closed_form(block: Block) -> Piece | None:
+    """The closed form of a block; None where there are modules that the formulas do not know.
+
+    It is compared with autodiff in one direction at x. Where they differ by what rounding may still be, as where softmax
+    saturates, the one that is nearer to products in twice float64's precision is right; else there is one warning, and None.
+    """
+    makers = {"mlp": _mlp, "attn": _attention, "head": _attention}
+    with torch.no_grad():
+        try:
+            form = makers.get(block.kind, _stack)(block)
+        except NoClosedFormError:
+            return None
+    error, allowed = disagreement(form, block)
+    if error <= allowed or (error <= DOUBTFUL and is_nearer(form, block)):
+        return form
+    warnings.warn(
+        f"{block.name}: the closed form differs from automatic differentiation by {error:.1e} "
+        f"(rounding explains {allowed:.0e}); automatic differentiation is used",
+        stacklevel=2,
+    )
+    return None
+
+
+def is_nearer(form: Piece, block: Block) -> bool:
+    """Whether the closed form is no farther than autodiff from products in twice float64's precision, both ways."""
+    exact, v, w, pushed = twice(block), *random_directions(block)
+    if exact is None:
+        return False
+    pulled = torch.func.vjp(_held(block), block.x)[1](w)[0]
+    true, back = (f(of(at[None])).rounded()[0] for f, at in ((exact.push, v), (exact.pull, w)))
+    with torch.no_grad():
+        mine, mine_back = form.push(v[None])[0], form.pull(w[None])[0]
+    gaps = [
+        float((at.double() - t).norm()) for at, t in ((mine, true), (pushed, true), (mine_back, back), (pulled, back))
+    ]
+    return gaps[0] <= gaps[1] and gaps[2] <= gaps[3]
+
+
+def random_directions(block: Block) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A tangent v and a cotangent w at x, and J·v by autodiff."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(block.x.shape, generator=generator, dtype=block.x.dtype).to(block.x.device)
+    v *= block.x.norm(dim=-1, keepdim=True)
+    pushed = torch.func.jvp(_held(block), (block.x,), (v,))[1]
+    w = torch.randn(pushed.shape, generator=generator, dtype=v.dtype).to(v.device)
+    return v, w, pushed
+
+
+def _held(block: Block) -> Function:
+    """The block with ReLU units held: one within rounding of zero may flip."""
+    return block.in_precision(block.x.dtype).function()
+
+
+def disagreement(form: Piece, block: Block) -> tuple[float, float]:
+    """Relative difference from autodiff in a random direction, or of the adjoint from its
+    product, whichever is larger; and how much rounding can explain."""
+    v, w, pushed = random_directions(block)
+    with torch.no_grad():
+        mine = form.push(v[None])[0]
+        back = form.pull(w[None])[0]
+        size = float(pushed.norm())
+        gap = float((mine - pushed).norm())
+        adjoint = abs(float((w * mine).sum()) - float((back * v).sum()))
+        reach = max(size * float(w.norm()), float(back.norm()) * float(v.norm()))
+    return max(ratio(gap, size), ratio(adjoint, reach)), explained(v.dtype)
+
+
+def _linear(module: nn.Module) -> nn.Linear:
+    if not isinstance(module, nn.Linear) or not is_plain_linear(module):
+        raise NoClosedFormError(f"no closed form for {type(module).__name__}")
+    return module
+
+
+def _mlp(block: Block) -> Piece:
+    parts, x = block.layers[0], block.x
+    up = _linear(parts.up)
+    norm_module = parts.mlp_norm if block.options.norm else None
+    z = up(x if norm_module is None else norm_module(x))
+    pattern = None if block.pattern is None else block.pattern[0]
+    return mlp_at(parts, norm_at(norm_module, x), z, pattern, block.options.residual)
+
+
+def mlp_at(
+    parts: LayerParts,
+    norm: NormAt | None,
+    z: torch.Tensor,
+    pattern: torch.Tensor | None,
+    residual: bool = False,
+    make: type[ClosedMLP] = ClosedMLP,
+) -> ClosedMLP:
+    """An MLP with pre-activations z (T, d_ff), or units that are held."""
+    up, down = _linear(parts.up), _linear(parts.down)
+    act: Callable[[torch.Tensor], torch.Tensor] = parts.act
+    slope = slope_of(act, z) if pattern is None else pattern
+    weight = up.weight if norm is None else norm.fold(up.weight)
+    return make(down.weight, [Branch(weight.contiguous(), slope.contiguous())], norm, residual)
+
+
+def captured_rotation(call: Call) -> Rotation | None:
+    """The rotation that the attention was called with, as transformers hands it over: cos and sin (1, T, r)."""
+    given = call.kwargs.get("position_embeddings")
+    if given is None:
+        return None
+    cos, sin = (part.reshape(part.shape[-2:]) for part in given)
+    return Rotation(cos, sin)
+
+
+def without_constant(linear: nn.Linear, folded: torch.Tensor, norm: NormAt | None, h: torch.Tensor) -> torch.Tensor:
+    """linear(h) less its mean over tokens, of which the biases of norm and map would only be a rounded part."""
+    at = nn.functional.linear(h, linear.weight) if norm is None else nn.functional.linear(norm.xhat, folded)
+    return at - at.mean(0)
+
+
+def _attention(block: Block) -> Piece:
+    parts, x, options = block.layers[0], block.x, block.options
+    norm_module = parts.attn_norm if options.norm else None
+    h = x if norm_module is None else norm_module(x)
+    causal = block.model.family.causal(block.model.config)
+    rotation = captured_rotation(block.calls[0]["context"])
+    return attention_at(parts, norm_at(norm_module, x), h, causal, rotation, options.head, options.residual)
+
+
+def attention_at(
+    parts: LayerParts,
+    norm: NormAt | None,
+    h: torch.Tensor,
+    causal: bool,
+    rotation: Rotation | None,
+    head: int | None = None,
+    residual: bool = False,
+) -> ClosedAttention:
+    """An attention, or one head of it, that reads h (T, d), the norm's output if there is one."""
+    output = _linear(parts.projection).weight
+    count, d_head = parts.heads, parts.d_head
+    chosen = slice(None) if head is None else slice(head, head + 1)
+    # what all values, or all keys, have in common cancels in J; keys that are rotated have nothing in common
+    dropped = (parts.value,) if rotation is not None else (parts.key, parts.value)
+    folded, values = [], []
+    for module in (parts.query, parts.key, parts.value):
+        linear = _linear(module)
+        groups = count // (linear.weight.shape[0] // d_head)  # query heads that share a key and a value
+        weight = linear.weight if norm is None else norm.fold(linear.weight)
+        folded.append(weight.view(-1, d_head, h.shape[1]).repeat_interleave(groups, 0)[chosen].contiguous())
+        at = without_constant(linear, weight, norm, h) if module in dropped else linear(h)
+        at = at.view(len(h), -1, d_head).transpose(0, 1)
+        values.append(at.repeat_interleave(groups, 0)[chosen].contiguous())
+    Wo = output.view(-1, count, d_head)[:, chosen].contiguous()
+    (Wq, Wk, Wv), (q, k, v) = folded, values
+    if rotation is not None:
+        q, k = rotation.turn(q, slice(None)).contiguous(), rotation.turn(k, slice(None)).contiguous()
+    heads = Heads(Wq, Wk, Wv, Wo, q, k, v, scale=d_head**-0.5, rotation=rotation)
+    return ClosedAttention(heads, norm, causal, residual)
+
+
+def _stack(block: Block) -> Piece:
+    """Layers in a row, and the final norm, each piece at what it received when the block itself ran at x."""
+    family, config = block.model.family, block.model.config
+    norms = [family.sum_norms(parts.layer, config) for parts in block.layers]
+    received = _received(block, norms)
+    patterns = block.pattern or (None,) * len(block.layers)
+    pieces: list[Piece] = []
+    for i, (parts, pattern) in enumerate(zip(block.layers, patterns, strict=True)):
+        here = {name: received.get(f"{i}.{name}") for name in SITES}
+        rotation = captured_rotation(block.calls[i]["context"])
+        pieces += _layer(parts, norms[i], here, family.causal(config), rotation, pattern)
+    if block.final_norm is not None:
+        pieces.append(_norm(block.final_norm, received["final_norm"]))
+    return Chain(*pieces)
+
+
+SITES = ("attn_norm", "context", "after_attn", "mlp_norm", "up", "after_mlp")
+"""Where a layer's pieces stand: what they receive is looked at."""
+Norms = tuple[nn.Module | None, nn.Module | None]
+
+
+def _received(block: Block, norms: list[Norms]) -> dict[str, Call]:
+    """The calls at the sites of every layer, as "INDEX.site", and of the final norm. Raises NoClosedFormError where it is not
+    known which call a module has made is meant."""
+    modules: dict[str, nn.Module] = {}
+    for i, (parts, (after_attn, after_mlp)) in enumerate(zip(block.layers, norms, strict=True)):
+        found = (parts.attn_norm, parts.context, after_attn, parts.mlp_norm, parts.up, after_mlp)
+        modules |= {f"{i}.{site}": module for site, module in zip(SITES, found, strict=True) if module is not None}
+    if block.final_norm is not None:
+        modules["final_norm"] = block.final_norm
+    calls: dict[str, Call] = {}
+    try:
+        with record(modules, calls):
+            block(block.x)
+    except InputError as error:
+        raise NoClosedFormError(str(error)) from error
+    return {label: replace(call, x=_flat(call.x), y=_flat(call.y)) for label, call in calls.items()}
+
+
+def _flat(at: torch.Tensor) -> torch.Tensor:
+    return at.reshape(-1, at.shape[-1])
+
+
+def _layer(
+    parts: LayerParts,
+    norms: Norms,
+    received: dict[str, Call | None],
+    causal: bool,
+    rotation: Rotation | None,
+    pattern: torch.Tensor | None,
+) -> Iterator[Piece]:
+    """x + attention and then + MLP, each read through its norm, or each sum through its own."""
+    context, up = received["context"], received["up"]
+    assert context is not None
+    assert up is not None
+    attention = attention_at(parts, _at(parts.attn_norm, received["attn_norm"]), context.x, causal, rotation)
+    mlp = mlp_at(parts, _at(parts.mlp_norm, received["mlp_norm"]), up.y, pattern, make=ActiveMLP)
+    for branch, norm, call in zip(
+        (attention, mlp), norms, (received["after_attn"], received["after_mlp"]), strict=True
+    ):
+        yield Sum(branch, Identity(context.x))
+        if norm is not None and call is not None:
+            yield _norm(norm, call)
+
+
+def _at(module: nn.Module | None, call: Call | None) -> NormAt | None:
+    return None if call is None else norm_at(module, call.x)
+
+
+def _norm(module: nn.Module, call: Call) -> ClosedNorm:
+    at = norm_at(module, call.x)
+    assert at is not None
+    return ClosedNorm(at)

@@ -1,0 +1,134 @@
+"""LayerNorm and RMSNorm at a point: diagonal plus rank one or two, never a d × d matrix.
+
+For a row vector w, w·dN = r·(w' − (w'·x̂)·x̂/d) with w' = w∘γ, less its mean for LayerNorm, x̂ the
+normalised input and r = 1/√(var + ε). γ and the mean do not depend on the token, so they are folded into the
+weights that follow the norm, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tightpass.jacobians.forms.base import Cost, Piece, groups
+from tightpass.kernels import ops
+from tightpass.structure import BlockDiagonal, Panel
+
+
+class NoClosedFormError(Exception):
+    """A module that the formulas do not know; autodiff takes it."""
+
+
+@dataclass(frozen=True)
+class NormAt:
+    """A norm at x: γ (d,), x̂ (T, d), r (T,); `centred` tells LayerNorm from RMSNorm."""
+
+    gamma: torch.Tensor | None
+    centred: bool
+    xhat: torch.Tensor
+    r: torch.Tensor
+
+    @property
+    def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """x̂ and r, as the kernels take them."""
+        return self.xhat, self.r
+
+    def fold(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight (..., d) behind the norm, with γ and the centring in it."""
+        folded = weight if self.gamma is None else weight * self.gamma
+        return folded - folded.mean(-1, keepdim=True) if self.centred else folded.clone()
+
+    def push(self, tangents: torch.Tensor) -> torch.Tensor:
+        """(k, n, d) of the first n tokens -> (k, n, d): what reaches the folded weights. The map is its own transpose."""
+        n = tangents.shape[1]
+        xhat, r = self.xhat[:n], self.r[:n]
+        inner = torch.einsum("ktd,td->kt", tangents, xhat) / xhat.shape[-1]
+        return torch.addcmul(tangents, inner[..., None], xhat, value=-1).mul_(r[:, None])
+
+    def right(self, matrix: torch.Tensor, t: int, out: torch.Tensor) -> torch.Tensor:
+        """matrix (n, d) · dN at token t, γ and centring included."""
+        return ops.norm_right(matrix, self.xhat[t], float(self.r[t]), out, self.gamma, self.centred)  # type: ignore[no-any-return]
+
+    def squared_shrink(self) -> torch.Tensor:
+        """2/d − ‖x̂‖²/d², (T,): ‖w·dN‖² = r²·(‖w'‖² − shrink·(w'·x̂)²)."""
+        d = self.xhat.shape[-1]
+        return 2 / d - self.xhat.square().sum(-1) / d**2
+
+
+def sum_of(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of some fresh arrays, into the first."""
+    first, *others = parts
+    for part in others:
+        first.add_(part)
+    return first
+
+
+def norm_at(module: nn.Module | None, x: torch.Tensor) -> NormAt | None:
+    """The norm at x (T, d). Raises NoClosedFormError for a module that is no LayerNorm and no RMSNorm."""
+    if module is None:
+        return None
+    weight = getattr(module, "weight", None)
+    weight = None if weight is None else weight.detach()
+    if isinstance(module, nn.LayerNorm):
+        centred, eps = x - x.mean(-1, keepdim=True), module.eps
+        r = (centred.square().mean(-1) + eps).rsqrt()
+        return NormAt(weight, True, (centred * r[:, None]).contiguous(), r)
+    if type(module).__name__.endswith("RMSNorm"):
+        given = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        eps = float(given) if isinstance(given, float) else torch.finfo(x.dtype).eps  # torch's own default
+        r = (x.square().mean(-1) + eps).rsqrt()
+        return NormAt(weight, False, (x * r[:, None]).contiguous(), r)
+    raise NoClosedFormError(f"no closed form for {type(module).__name__}")
+
+
+class ClosedNorm(Piece):
+    """The Jacobian of a norm by itself, as on a residual sum: dN_t = diag(γ)·C·r_t·(I − x̂x̂ᵀ/d), C the centring."""
+
+    def __init__(self, at: NormAt) -> None:
+        self.at, self.structure = at, BlockDiagonal()
+        self.tokens, self.d_in = at.xhat.shape
+        self.tokens_in = self.tokens_out = self.tokens
+        self.d_out = self.d_in
+
+    @property
+    def width(self) -> int:
+        return self.d_in
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(6.0 * self.tokens * self.d_in, 6.0 * self.tokens * self.d_in**2, 0, 2 * self.tokens * self.d_in)
+
+    def push(self, tangents: torch.Tensor) -> torch.Tensor:
+        out = self._centred(self.at.push(tangents))
+        return out if self.at.gamma is None else out.mul_(self.at.gamma)
+
+    def pull(self, cotangents: torch.Tensor) -> torch.Tensor:
+        return self.at.push(self._before(cotangents))
+
+    def _before(self, cotangents: torch.Tensor) -> torch.Tensor:
+        """diag(γ)·C, transposed, on (.., d)."""
+        return self._centred(cotangents if self.at.gamma is None else cotangents * self.at.gamma)
+
+    def _centred(self, at: torch.Tensor) -> torch.Tensor:
+        return at - at.mean(-1, keepdim=True) if self.at.centred else at
+
+    def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
+        xhat, r = self.at.xhat[t], self.at.r[t]
+        rows = self._before(torch.eye(self.d_out, dtype=xhat.dtype, device=xhat.device) if left is None else left)
+        return torch.addr(rows, rows @ xhat, xhat, alpha=-1 / self.d_in).mul_(r)[None]
+
+    def panels(self, rows: range) -> Iterator[Panel]:
+        """Groups of tokens."""
+        for tokens in groups(rows, self.d_out * self.d_in):
+            yield Panel(tuple(tokens), tuple(tokens), torch.cat([self.row(t) for t in tokens]))
+
+    def energy(self) -> float:
+        """‖J‖_F², row by row: r²·(‖w‖² − shrink·(w·x̂)²) of w = γ_i·(e_i − 1/d)."""
+        xhat, d = self.at.xhat.double(), self.d_in
+        gamma = xhat.new_ones(d) if self.at.gamma is None else self.at.gamma.double()
+        size = gamma.square().sum() * (1 - 1 / d if self.at.centred else 1)
+        inner = (gamma * xhat).square().sum(-1)
+        return float((self.at.r.double().square() * (size - self.at.squared_shrink().double() * inner)).sum())

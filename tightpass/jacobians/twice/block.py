@@ -1,0 +1,183 @@
+"""A block at its x in twice float64's precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from tightpass.jacobians.forms.norm import NoClosedFormError
+from tightpass.jacobians.probe import ratio
+from tightpass.jacobians.twice.maps import MLP, Attention, Chain, Linear, Map, Norm, Residual
+from tightpass.jacobians.twice.pair import Pair, of, perturbed
+from tightpass.models.blocks import Block
+from tightpass.models.families import LayerParts
+
+ELEMENTS = 2**21
+"""Entries of the widest intermediate of a product: as many columns at once as that allows."""
+DRAWS = 3
+"""Perturbed computations that the rounding of the products is measured by: that all three happen to show less than a
+rounding, which is 2⁸ times smaller than what they are perturbed by, is out of the question."""
+FEW = 128
+"""Up to as many columns the perturbed products are formed whole; beyond, one random vector stands for them."""
+AGREE = {torch.float64: 1e-6, torch.float32: 1e-2}
+"""How far the block's own value may be from that of the formulas, relative to it, before they are taken for another function."""
+
+
+class Twice:
+    """J·X and Jᵀ·Y of a block for X (k, T, d) in twice float64's precision; `saturated` softmax rows inside."""
+
+    def __init__(self, block: Block) -> None:
+        self.formulas = _Formulas(block)
+        self.map = self.formulas.map()
+        attentions = list(_attentions(self.map))
+        self.saturated = sum(attention.saturated for attention in attentions)
+        tokens, heads = block.tokens, max((a.count for a in attentions), default=0)
+        self.at_once = max(1, ELEMENTS // (tokens * max(block.width, heads * tokens)))
+
+    def push(self, tangents: Pair) -> Pair:
+        return self._in_parts(self.map.push, tangents)
+
+    def pull(self, cotangents: Pair) -> Pair:
+        return self._in_parts(self.map.pull, cotangents)
+
+    @cached_property
+    def rounding(self) -> float:
+        """What these products themselves may be off by, as ‖·‖₂: how far they move where every operation, from the weights
+        on, is perturbed by more than it is rounded."""
+        x = self.formulas.block.x
+        probes = of(_probes(x))
+        plain = self.push(probes)
+        moved = []
+        for seed in range(DRAWS):
+            with torch.no_grad(), perturbed(seed):
+                shaken = self._in_parts(self.formulas.map().push, probes)
+            moved.append(_size((shaken - plain).rounded()))
+        return max(moved)
+
+    def _in_parts(self, product: Callable[[Pair], Pair], columns: Pair) -> Pair:
+        count = columns.shape[0]
+        parts = [product(columns[start : start + self.at_once]) for start in range(0, count, self.at_once)]
+        return Pair(torch.cat([part.hi for part in parts]), torch.cat([part.lo for part in parts]))
+
+
+def _probes(x: torch.Tensor) -> torch.Tensor:
+    """All unit tangents (N, T, d) of few, else one of Gaussian numbers, (1, T, d)."""
+    if x.numel() <= FEW:
+        return torch.eye(x.numel(), dtype=torch.float64, device=x.device).view(-1, *x.shape)
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(1, *x.shape, generator=generator, dtype=torch.float64).to(x.device)
+
+
+def _size(moved: torch.Tensor) -> float:
+    """‖·‖₂ of a matrix from its columns, (k, T, d); of a Gaussian vector's image, whose mean square is ‖·‖_F²."""
+    largest = float(moved.abs().max())
+    if not 0 < largest < torch.inf:
+        return largest
+    return largest * float(torch.linalg.matrix_norm((moved / largest).flatten(1), 2))
+
+
+def twice(block: Block) -> Twice | None:
+    """None where the block has a piece that the formulas do not know, or computes something else than they say.
+
+    A float32 block whose own value is far off may have left float32's range inside: float64 tells that from another function.
+    """
+    with torch.no_grad():
+        try:
+            found = Twice(block)
+        except NoClosedFormError:
+            return None
+        y = found.map.y.rounded()
+        if _computes(block, y) or (block.x.dtype == torch.float32 and _computes(block.in_precision(torch.float64), y)):
+            return found
+        return None
+
+
+def _computes(block: Block, y: torch.Tensor) -> bool:
+    apart = float((block(block.x).double() - y).norm())
+    return ratio(apart, float(y.norm())) <= AGREE[block.x.dtype]
+
+
+class _Formulas:
+    """The pieces of a block; its weights are cut into slices once, however often they are put together."""
+
+    def __init__(self, block: Block) -> None:
+        self.block, self.patterns = block, _patterns(block)
+        self.linears: dict[tuple[nn.Module, int | None], Linear] = {}
+
+    def map(self) -> Map:
+        """Raises NoClosedFormError for a piece without formulas."""
+        block = self.block
+        x, kind = of(block.x), block.kind
+        if kind in ("layer", "model"):
+            pieces: list[Map] = []
+            for parts, pattern in zip(block.layers, self.patterns, strict=True):
+                pieces.append(self._layer(parts, x, pattern))
+                x = pieces[-1].y
+            if block.final_norm is not None:
+                pieces.append(Norm(block.final_norm, x))
+            return Chain(*pieces)
+        parts = block.layers[0]
+        norm = parts.mlp_norm if kind == "mlp" else parts.attn_norm
+        inner = _read_through(
+            norm if block.options.norm else None,
+            x,
+            lambda h: self._mlp(parts, h, self.patterns[0]) if kind == "mlp" else self._attention(parts, h),
+        )
+        return Residual(inner, x) if block.options.residual else inner
+
+    def _mlp(self, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> MLP:
+        return MLP(self._linear(parts.up), parts.act, self._linear(parts.down), x, pattern)
+
+    def _attention(self, parts: LayerParts, x: Pair) -> Attention:
+        head = self.block.options.head
+        weights = [self._linear(module) for module in (parts.query, parts.key, parts.value)]
+        causal = self.block.model.family.causal(self.block.model.config)
+        return Attention(weights, self._linear(parts.projection, head, parts.d_head), parts.heads, causal, x, head)
+
+    def _layer(self, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> Map:
+        """x + attention and then + MLP, each read through its norm, or each sum through its own."""
+        pieces: list[Map] = []
+        norms = self.block.model.family.sum_norms(parts.layer, self.block.model.config)
+        for norm, piece, after in (
+            (parts.attn_norm, lambda h: self._attention(parts, h), norms[0]),
+            (parts.mlp_norm, lambda h: self._mlp(parts, h, pattern), norms[1]),
+        ):
+            pieces.append(Residual(_read_through(norm, x, piece), x))
+            if after is not None:
+                pieces.append(Norm(after, pieces[-1].y))
+            x = pieces[-1].y
+        return Chain(*pieces)
+
+    def _linear(self, module: nn.Module, head: int | None = None, width: int = 0) -> Linear:
+        """A linear layer; of one that reads all heads, what it makes of one."""
+        if (module, head) not in self.linears:
+            inputs = slice(None) if head is None else slice(head * width, (head + 1) * width)
+            self.linears[module, head] = Linear(module, inputs)
+        return self.linears[module, head]
+
+
+def _read_through(norm: nn.Module | None, x: Pair, piece: Callable[[Pair], Map]) -> Map:
+    if norm is None:
+        return piece(x)
+    normed = Norm(norm, x)
+    return Chain(normed, piece(normed.y))
+
+
+def _patterns(block: Block) -> tuple[torch.Tensor | None, ...]:
+    """The active units of each MLP inside, as the run has them; None where units are not on or off."""
+    if not block.has_relu_units:
+        return block.pattern or (None,) * len(block.layers)
+    return tuple((call.y > 0).reshape(block.tokens, -1) for call in block.unit_calls())
+
+
+def _attentions(piece: Map) -> Iterator[Attention]:
+    if isinstance(piece, Attention):
+        yield piece
+    elif isinstance(piece, Residual):
+        yield from _attentions(piece.inner)
+    elif isinstance(piece, Chain):
+        for part in piece.maps:
+            yield from _attentions(part)

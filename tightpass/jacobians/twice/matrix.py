@@ -1,0 +1,76 @@
+"""Products of matrices in more than float64's precision, by the BLAS in float64.
+
+Both factors are cut into slices of so few bits that every product of slices is exact, and those that matter are
+added up in pairs (Ozaki, Ogita, Oishi & Rump 2012).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from tightpass.jacobians.twice.pair import Pair, fast_two_sum, noise, of, renormalised, two_sum
+
+Tensor = torch.Tensor
+BITS = 80
+"""A product is right to about 2⁻⁸⁰ of the largest entries of a row and a column."""
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """The right factor (.., k, n), cut once: `slices` add up to it, columns in units of their own."""
+
+    slices: tuple[Tensor, ...]
+
+    @property
+    def depth(self) -> int:
+        return self.slices[0].shape[-2]
+
+
+def bits_of(depth: int) -> int:
+    """How many bits a slice may have where products have `depth` terms."""
+    return (53 - math.ceil(math.log2(max(depth, 2)))) // 2
+
+
+def cut(matrix: Pair, axis: int, depth: int) -> tuple[Tensor, ...]:
+    """Slices of the rows (axis = −1) or columns (axis = −2), the largest first; those that are zero are left out."""
+    bits = bits_of(depth)
+    rest, slices = matrix, []
+    top = torch.frexp(matrix.hi.abs().amax(axis, keepdim=True))[1]
+    for level in range(1, math.ceil(BITS / bits) + 1):
+        unit = torch.ldexp(torch.ones_like(top, dtype=torch.float64), (top - level * bits).clamp(min=-1000))
+        slices.append((rest.hi / unit).round() * unit)
+        rest = renormalised(rest.hi - slices[-1], rest.lo)
+    while len(slices) > 1 and not slices[-1].any():
+        slices.pop()
+    return tuple(slices)
+
+
+def sliced(matrix: Pair | Tensor) -> Sliced:
+    """A right factor (.., k, n) that is used again and again."""
+    pair = matrix if isinstance(matrix, Pair) else of(matrix)
+    return Sliced(cut(pair, -2, pair.shape[-2]))
+
+
+def matmul(left: Pair, right: Pair | Sliced) -> Pair:
+    """left (.., m, k) times right (.., k, n)."""
+    factor = right if isinstance(right, Sliced) else sliced(right)
+    rows = cut(left, -1, factor.depth)
+    levels = math.ceil(BITS / bits_of(factor.depth))
+    total: Pair | None = None
+    for level in range(levels):  # from the largest products to the smallest
+        for i in range(max(0, level - len(factor.slices) + 1), min(level + 1, len(rows))):
+            product = rows[i] @ factor.slices[level - i]
+            if total is None:
+                total = Pair(product, torch.zeros_like(product))
+            else:
+                high, low = two_sum(total.hi, product)
+                total = Pair(*fast_two_sum(high, low + total.lo))
+    assert total is not None
+    part = noise(total.hi)
+    if part is None:
+        return total
+    largest = left.hi.abs().amax(-1, keepdim=True) * factor.slices[0].abs().amax(-2, keepdim=True)
+    return renormalised(total.hi, total.lo + part * math.sqrt(factor.depth) * largest)

@@ -1,0 +1,129 @@
+"""Every refusal of a question, once, before anything is loaded or written."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tightpass import text
+from tightpass.errors import DoesNotFitError, InputError
+from tightpass.evidence.judge import check_k, check_method
+from tightpass.memory import memory_limit
+from tightpass.models.loading import WEIGHTS, Source, check_dtype, choose_device, locate, planned_shape
+from tightpass.models.shape import Shape, shape_of
+from tightpass.models.tokens import check_count
+from tightpass.runs.jobs import blocks_of
+from tightpass.runs.plan import Plan, plan_for
+from tightpass.runs.prompts import texts_of
+from tightpass.runs.question import Config
+from tightpass.structure import BlockDiagonal
+from tightpass.units import format_bytes
+
+THREADS = 4096
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A question that can be answered: its text read, its model found, and what it takes.
+
+    source   where the model's files are; None for a model that was given
+    memory   bytes to stay within
+    """
+
+    config: Config
+    source: Source | None
+    shape: Shape
+    plan: Plan
+    memory: int
+    directory: Path
+
+
+def resolve(config: Config, given: Any = None) -> Resolved:
+    """What a question asks for, or its refusal. Reads the model's configuration, never its weights.
+
+    given   a loaded model, whose own modules say what there is
+
+    Raises InputError for what cannot be answered as asked; whether it fits is `check_fits`'s to say.
+    """
+    check_settings(config)
+    resolved: dict[str, Any] = {"text": read_text(config), "text_file": None}
+    if config.prompts is not None:
+        resolved["prompts"] = texts_of(config)
+    source = None if given is not None else locate(config.model)
+    if source is not None:
+        resolved["model"] = source.name
+    config = config.model_copy(update=resolved)
+    shape = shape_of(given.base_model) if source is None else planned_shape(source)
+    check_count(config.tokens, shape.positions, config.model)
+    listed = blocks_of(config, shape)
+    limit = memory_limit(config.memory)
+    return Resolved(config, source, shape, plan_for(config, shape, listed, limit), limit, config.directory())
+
+
+def resolve_for_plan(config: Config) -> Resolved:
+    """Likewise, for a question that will not be answered now: standard input is read once, by `run`."""
+    return resolve(config.model_copy(update={"text_file": None}) if config.text_file == "-" else config)
+
+
+def plan(model: str = "demo", **options: Any) -> Plan:
+    """What `run` would do with the same options, and its FLOPs, bytes on disk and peak memory. Reads the model's configuration,
+    never its weights. Raises InputError for a wrong request."""
+    return resolve_for_plan(Config.of(model=model, **options)).plan
+
+
+def read_text(config: Config) -> str | None:
+    """The text itself. Raises InputError if its file cannot be read."""
+    if config.text_file is None:
+        return config.text
+    if config.text_file == "-":
+        return text.decoded(sys.stdin.buffer.read(), "standard input")
+    return text.read(config.text_file)
+
+
+def check_settings(config: Config) -> None:
+    """Raises InputError for options that are wrong whatever the model."""
+    check_dtype(config.dtype)
+    check_method(config.method)
+    check_k(config.method, config.k, config.vectors)
+    choose_device(config.device)
+    if config.tokens < 1:
+        raise InputError(f"tokens must be at least 1, got {config.tokens}")
+    if config.weights not in WEIGHTS:
+        raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {config.weights!r}")
+    if config.vectors < 0:
+        raise InputError(f"vectors must be at least 0, got {config.vectors}")
+    if config.threads is not None and config.threads < 1:
+        raise InputError(f"threads must be at least 1, got {config.threads}")
+    if config.threads is not None and config.threads > THREADS:
+        raise InputError(f"threads must be at most {THREADS}, got {config.threads}")
+    if config.text is not None and config.text_file is not None:
+        raise InputError("give --text or --text-file, not both")
+    if config.prompts is not None and (config.text is not None or config.text_file is not None):
+        raise InputError("give --prompts or a text, not both")
+
+
+def check_fits(asked: Resolved) -> None:
+    """Raises DoesNotFitError, with the plan and what would fit, if memory or disk is too small."""
+    planned, config, directory, limit = asked.plan, asked.config, asked.directory, asked.memory
+    if planned.memory > limit:
+        smallest = -(-planned.memory // 2**20)
+        raise DoesNotFitError(
+            f"{len(planned.jobs)} jobs, {planned.jobs[0]} to {planned.jobs[-1]}, each {planned.shape[0]} × {planned.shape[1]} ({planned.route}), need "
+            f"{format_bytes(planned.memory)} of memory, {format_bytes(limit)} are allowed.\n"
+            f"The smallest that fits: --memory {smallest}MiB; fewer --tokens need less"
+            + (
+                ""
+                if planned.structure == BlockDiagonal().name or not config.forms_jacobian
+                else ", and so does --method topk"
+            )
+        )
+    existing = next(p for p in [directory, *directory.absolute().parents] if p.exists())
+    free = shutil.disk_usage(existing).free
+    if planned.disk > free:
+        raise DoesNotFitError(
+            f"the Jacobians take {format_bytes(planned.disk)} on disk, {format_bytes(free)} are free in {existing}.\n"
+            "Use --discard-jacobian, fewer --layers or --tokens, or another --out"
+        )
