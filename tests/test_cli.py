@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 import tightpass as tp
-from tightpass.cli import main, with_options
+from tightpass.cli import main
+from tightpass.cli.options import with_options
 from tightpass.memory import free_memory
 from tightpass.runs.question import Config, parse_layers
 from tightpass.units import format_bytes, parse_bytes

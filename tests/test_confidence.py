@@ -19,7 +19,7 @@ from tightpass.evidence.judge import svd_part
 from tightpass.rank.floor import Floor
 from tightpass.rank.records import Part
 from tightpass.rank.spectrum import Spectrum
-from tightpass.report import explain, plots, table
+from tightpass.report import lines, plots, table
 from tightpass.spectra.verify import SvdError
 
 
@@ -82,7 +82,7 @@ def test_a_flag_is_never_shown_without_its_confidence(spectrum, word, tmp_path):
     assert s.rank.words == f"certified, {word}"
     assert (s.rank.flag, s.rank.confidence) == ("certified", word)
     assert f"(certified, {word})" in repr(s)
-    assert next(explain.lines(s)).endswith(f"certified, {word}")
+    assert next(lines.lines(s)).endswith(f"certified, {word}")
     assert set(s.rank_curve()["confidence"]) == {word}
     row = table.frame([s]).iloc[0]
     assert (row["flag"], row["confidence"]) == ("certified", word)

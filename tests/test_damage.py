@@ -11,7 +11,7 @@ import pytest
 from test_compare import call
 
 import tightpass as tp
-from tightpass.runs import provenance
+from tightpass.runs import made as making
 from tightpass.store import journal
 from tightpass.store.shards import Shard
 
@@ -175,7 +175,7 @@ def test_a_continued_run_credits_each_process(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as before:
-        before.setattr(provenance, "version", lambda name: "0.0.1" if name == "tightpass" else "1.2.3")
+        before.setattr(making, "version", lambda name: "0.0.1" if name == "tightpass" else "1.2.3")
         with pytest.raises(KeyboardInterrupt):
             tp.run(out=str(tmp_path / "a"), progress=stop, threads=1, **QUESTION)
     tp.run(out=str(tmp_path / "a"), threads=2, **QUESTION)

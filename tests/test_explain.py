@@ -12,7 +12,7 @@ import tightpass as tp
 from tightpass.evidence.bounds import input_null
 from tightpass.evidence.judge import cross_examined
 from tightpass.rank.records import Evidence
-from tightpass.report import explain
+from tightpass.report import lines
 
 IDS = [5, 17, 2, 88, 41, 7]
 
@@ -111,7 +111,7 @@ def test_values_of_each_token(small_opt):
 @pytest.mark.parametrize("method", ["exact", "topk"])
 def test_explanations_in_words(hf_model, kind, method):
     S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(hf_model), kind, layer=1, token_ids=IDS)), method=method)
-    text = "\n".join(explain.lines(S))
+    text = "\n".join(lines.lines(S))
     assert f"rank {S.rank} of {S.size}" in text
     assert text.count("  floor:") == len(S.floor.parts) + 1
     assert ("heads, share of σ₁" in text) == (kind == "attn")
@@ -119,6 +119,6 @@ def test_explanations_in_words(hf_model, kind, method):
 
 def test_distances_in_groups():
     found = dict(
-        explain.binned(((-5, 0.1), (-1, 0.1), (0, 0.2), (1, 0.1), (2, 0.1), (3, 0.1), (4, 0.1), (7, 0.1), (8, 0.1)))
+        lines.binned(((-5, 0.1), (-1, 0.1), (0, 0.2), (1, 0.1), (2, 0.1), (3, 0.1), (4, 0.1), (7, 0.1), (8, 0.1)))
     )
     assert found == pytest.approx({"−(4–7)": 0.1, "−(1)": 0.1, "0": 0.2, "1": 0.1, "2–3": 0.2, "4–7": 0.2, "8–15": 0.1})

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 import tightpass as tp
-from tightpass.cli import _print_json
+from tightpass.cli.printing import print_json
 from tightpass.rank.knee import cliff
 from tightpass.report.figures import draw
 
@@ -136,7 +136,7 @@ def strictly(text):
 def test_a_fall_to_nothing_is_null_in_json(capsys):
     fall = cliff(np.array([1.0, 0.0]), 0.0)
     assert fall.ratio == float("inf")
-    _print_json({"cliff": vars(fall), "knees": [float("nan")]})
+    print_json({"cliff": vars(fall), "knees": [float("nan")]})
     assert strictly(capsys.readouterr().out) == {"cliff": vars(fall) | {"ratio": None}, "knees": [None]}
 
 

@@ -34,7 +34,7 @@ def block(
     """One block of a model at the activations that a text, or token ids, give.
 
     kind   "mlp", "attn", "head" (with `head`), "layer" or "model" (without `layer`)
-    norm, residual, special    as the words of the design have it: the pre-norm that the block
+    norm, residual, special    the pre-norm that the block
            reads through, the identity beside it, the tokenizer's special tokens
 
     Raises InputError for what the model does not have.

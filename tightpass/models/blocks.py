@@ -28,7 +28,7 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Options:
-    """Which block: its kind and what belongs to it (design: norm, residual)."""
+    """Which block: its kind, whether the pre-norm that it reads through belongs to it, and whether the identity on x is added."""
 
     kind: str
     layer: int | None = None

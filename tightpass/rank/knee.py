@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
-from scipy.stats import f as fisher
+from scipy.special import fdtrc  # what scipy.stats.f computes; importing that takes half a second
 
 from tightpass.rank.interval import above
 
@@ -99,7 +99,7 @@ def _of_width(falls: Values, w: int) -> list[tuple[float, int, int]]:
         samples = MEDIAN_EFFICIENCY * min(len(side) for side in sides)
         widths = 1 if start < NEIGHBOURS // 2 else len(WIDTHS)  # that have neighbours on both sides there
         looks = widths * (start + NEIGHBOURS) * np.log((n + NEIGHBOURS) / NEIGHBOURS)
-        chance = float(looks * fisher.sf(sums[start] / w / mean, 2 * w, 2 * samples))
+        chance = float(looks * fdtrc(2 * w, 2 * samples, sums[start] / w / mean))
         steep = np.flatnonzero(falls[start:stop] > ORDINARY * mean)
         if chance >= CHANCE or not len(steep):
             continue

@@ -124,13 +124,13 @@ def _ratio(fall: Fall | None) -> str:
 def as_json(spectra: Sequence[Spectrum]) -> list[dict[str, Any]]:
     """The rows as plain JSON values, with the floor's parts and all knees."""
     rows = [row(s) for s in spectra]
-    for row, s in zip(rows, spectra, strict=True):
-        row["floor_parts"] = [vars(part) for part in s.floor.parts]
-        row["bounds"] = [vars(bound) for bound in s.evidence.bounds]
-        row["knees"] = [vars(knee) for knee in s.knees]
-        row["method"] = s.method
-        row["checks"] = list(s.checks)
-        row["active"] = s.evidence.active
-        row["agreement"] = s.evidence.agreement
-        row["explanation"] = s.evidence.explanation.as_dict()
+    for found, s in zip(rows, spectra, strict=True):
+        found["floor_parts"] = [vars(part) for part in s.floor.parts]
+        found["bounds"] = [vars(bound) for bound in s.evidence.bounds]
+        found["knees"] = [vars(knee) for knee in s.knees]
+        found["method"] = s.method
+        found["checks"] = list(s.checks)
+        found["active"] = s.evidence.active
+        found["agreement"] = s.evidence.agreement
+        found["explanation"] = s.evidence.explanation.as_dict()
     return rows

@@ -19,7 +19,7 @@ from tightpass.models.tokens import Tokens
 from tightpass.rank.spectrum import Spectrum
 from tightpass.runs.directory import record_path, shard_path
 from tightpass.runs.jobs import Job
-from tightpass.runs.provenance import made_here, provenance_of
+from tightpass.runs.made import made_here, provenance_of
 from tightpass.spectra.batched import Factors
 from tightpass.store import records
 from tightpass.store.records import Common, Record

@@ -13,7 +13,6 @@ from tightpass.runs.question import Config
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tightpass.models.loading import Model
     from tightpass.runs.opened import Run
 
 
@@ -67,15 +66,3 @@ def texts_of(config: Config) -> list[str]:
     if not texts:
         raise InputError(f"{config.prompts or 'prompts'} has no prompt; write one a line")
     return texts
-
-
-def check_prompts(model: Model, texts: list[str], config: Config) -> None:
-    """Raises InputError, naming the prompt, for one that does not have enough tokens."""
-    from tightpass.models.tokens import tokenize
-
-    for number, prompt in enumerate(texts, start=1):
-        try:
-            tokenize(model, config.tokens, prompt, config.special, config.seed)
-        except InputError as error:
-            shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
-            raise InputError(f"prompt {number} ({shown!r}): {error}") from None

@@ -33,9 +33,9 @@ from tightpass.runs.directory import (
 from tightpass.runs.engine import Workplace, do, has_shard
 from tightpass.runs.executors.serial import serial
 from tightpass.runs.jobs import Job, blocks_of, identity_of
+from tightpass.runs.made import provenance_of
 from tightpass.runs.opened import Run, open, open_single
-from tightpass.runs.prompts import Prompts, check_prompts, directory_of
-from tightpass.runs.provenance import provenance_of
+from tightpass.runs.prompts import Prompts, directory_of
 from tightpass.runs.question import Config
 from tightpass.store import journal, records, results
 from tightpass.store.lock import exclusive
@@ -87,12 +87,22 @@ def _answer(model: Model, asked: Resolved, progress: Progress | None) -> None:
         _compute(model, config, directory, asked.memory, progress)
         return
     texts = list(config.prompts)
-    check_prompts(model, texts, config)
+    _check_prompts(model, texts, config)
     directory.mkdir(parents=True, exist_ok=True)
     write_question(directory, config)
     for number, text in enumerate(texts, start=1):
         own = config.model_copy(update={"text": text, "prompts": None})
         _compute(model, own, directory_of(directory, number), asked.memory, _counted(progress, number, len(texts)))
+
+
+def _check_prompts(model: Model, texts: list[str], config: Config) -> None:
+    """Raises InputError, naming the prompt, for one that does not have enough tokens."""
+    for number, prompt in enumerate(texts, start=1):
+        try:
+            tokenize(model, config.tokens, prompt, config.special, config.seed)
+        except InputError as error:
+            shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+            raise InputError(f"prompt {number} ({shown!r}): {error}") from None
 
 
 def _counted(progress: Progress | None, number: int, count: int) -> Progress | None:

@@ -14,11 +14,12 @@ from tightpass.jacobians.forms.attention import ClosedAttention, Heads
 from tightpass.jacobians.forms.base import Piece
 from tightpass.jacobians.forms.compose import Chain, Identity, Sum
 from tightpass.jacobians.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
-from tightpass.jacobians.forms.norm import ClosedNorm, NoClosedFormError, NormAt, norm_at
+from tightpass.jacobians.forms.norm import ClosedNorm, NormAt, norm_at
 from tightpass.jacobians.forms.rotation import Rotation
 from tightpass.jacobians.probe import explained, ratio
 from tightpass.jacobians.twice.block import twice
 from tightpass.jacobians.twice.pair import of
+from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.blocks import Block, Function
 from tightpass.models.capture import Call, record
 from tightpass.models.families import LayerParts, is_plain_linear

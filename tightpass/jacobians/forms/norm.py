@@ -14,12 +14,9 @@ import torch
 from torch import nn
 
 from tightpass.jacobians.forms.base import Cost, Piece, groups
+from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.kernels import ops
 from tightpass.structure import BlockDiagonal, Panel
-
-
-class NoClosedFormError(Exception):
-    """A module that the formulas do not know; autodiff takes it."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from tightpass.jacobians.forms.norm import NoClosedFormError
 from tightpass.jacobians.probe import ratio
 from tightpass.jacobians.twice.maps import MLP, Attention, Chain, Linear, Map, Norm, Residual
 from tightpass.jacobians.twice.pair import Pair, of, perturbed
+from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.blocks import Block
 from tightpass.models.families import LayerParts
 

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from tightpass.jacobians.forms.norm import NoClosedFormError
 from tightpass.jacobians.twice.functions import activation, exp
 from tightpass.jacobians.twice.matrix import matmul, sliced
 from tightpass.jacobians.twice.pair import Pair, of, reciprocal_root
+from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.families import is_plain_linear
 
 Tensor = torch.Tensor
