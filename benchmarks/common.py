@@ -36,7 +36,20 @@ def environment() -> dict[str, Any]:
         "packages": {name: version(name) for name in ("tightpass", "torch", "numpy", "scipy", "transformers", "h5py")},
         "gemm_gflops": {"float32": gemm_rate(torch.float32), "float64": gemm_rate(torch.float64)},
         "date": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """The commit that is measured, and whether files of it were changed; "unknown" outside of a clone."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=RESULTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def _cpuinfo() -> list[str]:

@@ -278,6 +278,19 @@ def svd_leading() -> str:
     return table(["64 leading triplets, tolerance 1e-6", "time", "worst residual / σ₁"], rows)
 
 
+def startup() -> str:
+    results = read("startup")
+    rows = [
+        [
+            f"`{name}`",
+            f"{times['median']:.2f} s",
+            f"{results['allowed'][name]} s" if name in results["allowed"] else "–",
+        ]
+        for name, times in results["cpu_seconds"].items()
+    ]
+    return table(["processor time of a fresh process", "median", "allowed"], rows)
+
+
 def environment() -> str:
     e = read("naive")["environment"]
     gemm = e["gemm_gflops"]
@@ -289,6 +302,7 @@ def environment() -> str:
 
 
 TABLES = {
+    "startup": startup,
     "demo-mlp": lambda: verdicts("demo-mlp"),
     "demo-mlp-float32": lambda: verdicts("demo-mlp-float32"),
     "demo-attn": lambda: verdicts("demo-attn"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from test_compare import call
 
 import tightpass as tp
+from tightpass.runs import jobs
 from tightpass.runs import made as making
-from tightpass.store import journal
+from tightpass.store import journal, records, results
 from tightpass.store.shards import Shard
 
 QUESTION = {"tokens": 2, "layers": "1-2"}
@@ -151,6 +153,59 @@ def test_damaged_results_are_made_again(copy):
     assert next(entry["job"] for entry in journal.read(copy / "journal.jsonl")) == "L02.mlp"
 
 
+RECORD = {
+    "an attribute": lambda file: file.attrs.__setitem__("identity", "0" * 64),
+    "a value": lambda file: file["singular_values"].__setitem__(3, file["singular_values"][2]),
+    "a vector less": lambda file: file.__delitem__("value_token"),
+    "the detail": lambda file: file.attrs.__setitem__("detail", file.attrs["detail"].replace("certain", "assumed")),
+    "the provenance": lambda file: file.attrs.__setitem__(
+        "provenance", edited(file.attrs["provenance"], model="other")
+    ),
+    "a token": lambda file: file["token_id"].__setitem__(0, 7),
+    "no name": lambda file: file.attrs.__delitem__("name"),
+    "another schema": lambda file: file.attrs.__setitem__("record", 99),
+}
+
+
+@pytest.mark.parametrize("change", RECORD.values(), ids=RECORD)
+def test_an_edited_record_is_seen_and_made_again(copy, change):
+    path, values = copy / "records/L01.mlp.h5", tp.open(copy)["L01.mlp"].values
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(tp.VerificationError, match="run again, shards are kept"):
+        records.load(path)
+    (copy / "results.h5").unlink()
+    assert np.array_equal(tp.run(out=str(copy), **QUESTION)["L01.mlp"].values, values)
+    records.load(path)
+
+
+def test_what_made_a_record_is_not_part_of_its_content(copy):
+    path = copy / "records/L01.mlp.h5"
+    with h5py.File(path, "r+") as file:
+        file["made"].attrs["seconds"] = json.dumps({"spectrum": 1e9})
+    assert records.load(path)[0].seconds == {"spectrum": 1e9}
+
+
+def test_records_are_equal_to_the_bit(copy, tmp_path):
+    """But for the group `made`, which is taken out on both sides."""
+    again = tp.run(out=str(tmp_path / "again"), **QUESTION).directory
+    for name in ("L01.mlp", "L02.mlp"):
+        assert (copy / f"shards/{name}.h5").read_bytes() == (again / f"shards/{name}.h5").read_bytes()
+        contents = [records.load(where / f"records/{name}.h5")[0] for where in (copy, again)]
+        common = [records.load(where / f"records/{name}.h5")[1] for where in (copy, again)]
+        hashes = [records.content_hash(*both) for both in zip(contents, common, strict=True)]
+        assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("lost", [["results.h5"], ["results.h5", "journal.jsonl"], ["records/L01.mlp.h5"]])
+def test_a_run_opens_by_whatever_is_left(copy, lost):
+    values = tp.open(copy)["L02.mlp"].values
+    for name in lost:
+        (copy / name).unlink()
+    assert tp.open(copy).names == ["L01.mlp", "L02.mlp"]
+    assert np.array_equal(tp.open(copy)["L02.mlp"].values, values)
+
+
 # ---- who made what
 
 
@@ -195,9 +250,28 @@ def test_a_jacobian_that_was_there_already_is_not_claimed(copy):
     assert all("was there already" in record.made["jacobian"] for record in tp.run(out=str(copy), **QUESTION).records)
 
 
-def test_files_of_before_still_load(copy, capsys, monkeypatch):
+BEFORE = Path(__file__).parent / "data" / "before"
+"""A run of two jobs as it was stored when all jobs shared one array (schema 2), without its shards."""
+
+
+@pytest.fixture
+def before(tmp_path):
+    return shutil.copytree(BEFORE, tmp_path / "before")
+
+
+def test_files_of_before_still_load(before, capsys, monkeypatch):
+    opened = tp.open(before)
+    assert opened.names == ["L00.mlp", "L01.mlp"]
+    assert opened["L01.mlp"].rank.interval == (114, 114)
+    assert len(opened["L00.mlp"].values) == 512
+    assert opened.records[0].made["packages"]["torch"]
+    assert "made by: tightpass 0.1.0" in call(capsys, monkeypatch, "show", before, "--explain")[1]
+    assert not tp.compare(before, before).different
+
+
+def test_still_older_files_load(before, capsys, monkeypatch):
     """Without `made`, parts without `chance`, floors summed to nearest, and the last process in the run's provenance."""
-    with h5py.File(copy / "results.h5", "r+") as file:
+    with h5py.File(before / "results.h5", "r+") as file:
         made = json.loads(file["detail"].asstr()[0])["made"]
         for i, text in enumerate(file["detail"].asstr()[:]):
             detail = json.loads(text)
@@ -208,15 +282,30 @@ def test_files_of_before_still_load(copy, capsys, monkeypatch):
             file["floor"][i] = sum(part["bound"] for part in detail["floor"]["parts"])
         file.attrs["provenance"] = edited(file.attrs["provenance"], tightpass="0.0.9", threads=made["threads"])
         del file["rank_confidence"]
-    for path in copy.glob("shards/*.h5"):
-        with h5py.File(path, "r+") as file:
-            evidence = json.loads(file.attrs["evidence"])
-            del evidence["arithmetic"]["chance"]
-            file.attrs["evidence"] = json.dumps(evidence)
-    assert len(tp.verify(copy)) == 2
-    record = tp.open(copy).records[0]
+    record = tp.open(before).records[0]
     assert record.made == {"tightpass": "0.0.9", "threads": made["threads"]}
-    assert "made by: tightpass 0.0.9" in call(capsys, monkeypatch, "show", copy, "--explain")[1]
+    for record in tp.open(before).records:
+        results.check_derived(before / "results.h5", record.spectrum)
+    assert "made by: tightpass 0.0.9" in call(capsys, monkeypatch, "show", before, "--explain")[1]
+
+
+@pytest.mark.parametrize("name", ["job", "singular_values", "rank_flag", "detail", "token_id", "identity"])
+def test_files_of_before_that_lack_a_variable_are_refused_in_words(before, name):
+    with h5py.File(before / "results.h5", "r+") as file:
+        del file[name]
+    with pytest.raises(tp.VerificationError, match=name):
+        tp.open(before)
+
+
+def test_a_run_of_before_is_continued(before, monkeypatch):
+    """Its records get files of their own, and its Jacobians, which are not there, are made again."""
+    monkeypatch.setattr(jobs, "ALGORITHM", 6)
+    stored = tp.open(before)
+    again = tp.run(tokens=4, layers="0-1", out=str(before))
+    for name in stored.names:
+        assert np.allclose(again[name].values, stored[name].values, rtol=0, atol=stored[name].floor.total)
+    assert sorted(path.name for path in (before / "records").iterdir()) == ["L00.mlp.h5", "L01.mlp.h5"]
+    assert len(tp.verify(before)) == 2
 
 
 @pytest.mark.parametrize("seed", range(12))
