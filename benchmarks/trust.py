@@ -24,7 +24,7 @@ from common import RESULTS, save
 
 import tightpass as tp
 from tightpass.evidence.arithmetic import SAFETY
-from tightpass.evidence.collect import OTHER, collect
+from tightpass.evidence.collect import collect
 from tightpass.evidence.units import units
 from tightpass.jacobians.perturbed import moved
 from tightpass.jacobians.written import Written
@@ -291,7 +291,7 @@ def figure() -> list[dict]:
                     "cliff_ratio": None if S.cliff is None else S.cliff.ratio,
                     "null": evidence.explanation.null,
                     "agreement": evidence.agreement,
-                    "kinks": units(block, block.in_precision(OTHER[block.x.dtype])).kinks,
+                    "kinks": units(block).kinks,
                 }
             )
             print(title, dtype, S, flush=True)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tightpass as tp
-from tightpass.evidence import bounds
 from tightpass.evidence.arithmetic import norm2
+from tightpass.evidence.units import units
 from tightpass.rank.floor import Floor
 from tightpass.rank.interval import above_by_energy, labels, nearest_certain, rank_at
 from tightpass.rank.knee import cliff, knees
@@ -228,8 +228,8 @@ def test_a_unit_at_zero_is_a_kink_and_widens_the_interval(small_opt, offset, exp
         up.weight[5, :2] = torch.stack([h[1], -h[0]])
         up.bias[5] = -torch.dot(up.weight[5], h) + offset
     block = tp.block(tp.load_model(hf), "mlp", layer=1, token_ids=IDS)
-    before = bounds.units(clean, clean.in_precision(torch.float32)).kinks
-    found = bounds.units(block, block.in_precision(torch.float32))
+    before = units(clean).kinks
+    found = units(block)
     assert before == 0
     assert found.kinks == expected
     S = tp.spectrum(tp.jacobian(block))

@@ -256,9 +256,9 @@ def test_two_runs_at_once_in_one_directory_are_refused(finished):
 def test_a_shard_is_synced_and_checked_before_it_gets_its_name(tmp_path, monkeypatch):
     import sys
 
-    shards = sys.modules["tightpass.store.shards"]
+    publish, shards = sys.modules["tightpass.store.publish"], sys.modules["tightpass.store.shards"]
     steps = []
-    for owner, name in ((shards, "sync"), (shards.os, "replace"), (shards.Shard, "check")):
+    for owner, name in ((publish, "sync"), (publish.os, "replace"), (shards.Shard, "check")):
         original = getattr(owner, name)
 
         def recorded(*args, original=original, name=name):

@@ -26,6 +26,11 @@ ROUNDING = 16.0
 on Gaussian ones (`benchmarks/svd_error.py`); the factor leaves more than three times the worst."""
 
 
+ROUNDINGS = 16.0
+"""Times the measured effect of rounding that a product or a derivative may be off. Of 300 hostile blocks no right one was off by
+more than once it; float16 inside of float32 is by 1e4 times, float32 inside of float64 by 5e8."""
+
+
 class Bounded(Protocol):
     """What is known with some confidence; `chance`: the probability that it fails, where random vectors were drawn."""
 

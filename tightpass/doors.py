@@ -42,6 +42,8 @@ def path(name: str, value: Any) -> Path:
     """A place on the disk, ~ expanded. Raises InputError for what is none, whether or not anything is there."""
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise InputError(f"{name} must be a path, got {shown(value)}")
+    if not os.fspath(value).strip():
+        raise InputError(f"{name} is empty; expected a path")
     try:
         found = Path(value).expanduser()
         os.fsencode(found)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tightpass.arrays import is_torch, on_host, squared_norm
+from tightpass.confidence import ROUNDINGS
 from tightpass.errors import InputError, VerificationError
 from tightpass.evidence.arithmetic import Panels, estimated, measured
 from tightpass.evidence.bounds import input_null, structural_bounds
@@ -24,13 +25,10 @@ from tightpass.kernels import ops
 from tightpass.rank.records import Bound, Evidence, Explanation, Part
 from tightpass.structure import BlockDiagonal, Dense, Panel
 
-ROUNDING = 100.0
+APART = 100.0
 """How many times farther from the truth than products that do not form J the written blocks may be."""
-ROUNDINGS = 16.0
-"""Times the measured effect of rounding on products that they may be."""
 KEPT_BYTES = 2**28
 """Panels that take up to as much stay in memory while the error of the arithmetic is measured."""
-OTHER = {torch.float64: torch.float32, torch.float32: torch.float64}
 
 
 def check_range(energy: float, largest: float) -> None:
@@ -57,7 +55,7 @@ def collect(J: Jacobian, keep: Callable[[Panel], None], stored: Panels) -> Evide
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
         part = tally.with_leak(estimated(J, again.panels))
         return Evidence(energy, part, (size,), 0, None, J.route, False, agreement, explanation)
-    found = units(J.block, J.block.in_precision(OTHER[J.dtype]))
+    found = units(J.block)
     return Evidence(
         energy=energy,
         arithmetic=estimated(J, again.panels) if exact is None else measured(J, again.panels, exact),
@@ -139,7 +137,7 @@ class _Tally:
         elif exact is not None:
             expected = exact.push(of(v[None])).rounded()[0]
             own = J.matvec(v.reshape(-1)).reshape(expected.shape).double()
-            allowed = ROUNDING * ratio(float((own - expected).norm()), float(expected.norm()))
+            allowed = APART * ratio(float((own - expected).norm()), float(expected.norm()))
         else:  # ReLU units held: one within rounding of zero may differ between routes
             pushed = torch.func.jvp(J.block.in_precision(J.dtype).function(), (J.x,), (v,))[1]
             expected, allowed = pushed.reshape(self.product.sum.shape).detach(), 0.0

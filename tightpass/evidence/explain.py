@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tightpass.errors import TightpassError
 from tightpass.jacobians.forms.closed import closed_form
 from tightpass.jacobians.operator import Jacobian
-from tightpass.rank.records import Heads
+from tightpass.rank.records import HeadShares
 from tightpass.spectra.leading.krylov import svds
 
 ENERGIES_UP_TO = 256
@@ -27,7 +27,7 @@ def by_distance(energies: NDArray[np.float64]) -> tuple[tuple[int, float], ...] 
     return tuple((k, value / total) for k, value in sums if value > 0)
 
 
-def by_head(J: Jacobian, energy: float) -> Heads | None:
+def by_head(J: Jacobian, energy: float) -> HeadShares | None:
     """Contributions of the heads of an attention J with this ‖J‖_F²; None for all else."""
     block = J.block
     if block is None or block.kind != "attn" or not J.form.heads_apart or energy == 0:
@@ -48,4 +48,4 @@ def by_head(J: Jacobian, energy: float) -> Heads | None:
             own = head.energy()
             assert own is not None
             energies.append(own / energy)
-    return Heads(tuple(gains), tuple(energies) or None)
+    return HeadShares(tuple(gains), tuple(energies) or None)

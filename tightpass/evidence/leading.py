@@ -11,7 +11,7 @@ from tightpass.arrays import dtype_name, on_host
 from tightpass.confidence import CERTAIN, allowed_energy
 from tightpass.evidence.arithmetic import estimated_of_products, frobenius, measured_of_products, norm2
 from tightpass.evidence.bounds import structural_bounds
-from tightpass.evidence.collect import OTHER, check_range
+from tightpass.evidence.collect import check_range
 from tightpass.evidence.explain import by_distance, by_head
 from tightpass.evidence.units import units
 from tightpass.jacobians.operator import Jacobian
@@ -22,7 +22,7 @@ from tightpass.rank.spectrum import Spectrum
 from tightpass.spectra.leading.krylov import Leading, svds
 
 DEFAULT_K = 64
-PROBES = 32
+ENERGY_PROBES = 32
 """Random columns that ‖J‖_F² is estimated from where no closed form has it."""
 
 
@@ -83,7 +83,7 @@ def evidence_without_blocks(J: Jacobian) -> Evidence:
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
         return Evidence(energy, estimated_of_products(J), (size,), 0, None, J.route, estimated)
-    exact, units_found = twice(J.block), units(J.block, J.block.in_precision(OTHER[J.dtype]))
+    exact, units_found = twice(J.block), units(J.block)
     arithmetic = estimated_of_products(J) if exact is None else measured_of_products(J, exact)
     moved = math.sqrt(min(J.shape)) * arithmetic.bound if exact is None else frobenius(J, exact)
     return Evidence(
@@ -112,5 +112,5 @@ def _rounding_of_energy(J: Jacobian, energy: float) -> float:
 def _estimated_energy(J: Jacobian) -> float:
     """E‖J·z‖² = ‖J‖_F² for Gaussian z (Hutchinson 1990)."""
     generator = torch.Generator().manual_seed(0)
-    Z = torch.randn(J.shape[1], PROBES, generator=generator, dtype=J.dtype).to(J.device)
-    return float((J.matmat(Z).double() ** 2).sum()) / PROBES
+    Z = torch.randn(J.shape[1], ENERGY_PROBES, generator=generator, dtype=J.dtype).to(J.device)
+    return float((J.matmat(Z).double() ** 2).sum()) / ENERGY_PROBES

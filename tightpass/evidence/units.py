@@ -12,6 +12,7 @@ from tightpass.models.capture import Call
 from tightpass.models.families import LayerParts, linear_map
 
 SAFETY = 4.0
+OTHER = {torch.float64: torch.float32, torch.float32: torch.float64}
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Units:
         return sum(self.undecided or ())
 
 
-def units(block: Block, other: Block) -> Units:
-    """Counts active units and kinks; `other` is the same block in the other precision.
+def units(block: Block) -> Units:
+    """Counts active units and kinks, by the same block in the other precision.
 
     A pre-activation z = w·h + b carries an error of at most r·(|w|·|h| + |b|). r is the
     largest such ratio between the two precisions, over all units, times 4, and times 2⁻²⁹ where the
@@ -40,7 +41,7 @@ def units(block: Block, other: Block) -> Units:
     """
     if not block.has_relu_units:
         return Units(None, None)
-    here, there = block.unit_calls(), other.unit_calls()
+    here, there = block.unit_calls(), block.in_precision(OTHER[block.x.dtype]).unit_calls()
     scale = SAFETY if block.x.dtype == torch.float32 else SAFETY * 2.0**-29
     undecided = torch.zeros(block.tokens, dtype=torch.long)
     for parts, mine, theirs in zip(block.layers, here, there, strict=True):

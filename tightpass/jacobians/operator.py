@@ -32,7 +32,7 @@ from tightpass.units import bytes_of
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 # Output tokens whose structure is probed where the form has it by construction: of long inputs, every product is dear. Such a
 # form is compared with automatic differentiation for all tokens besides.
-PROBED = 64
+PROBED_TOKENS = 64
 
 
 class Operator(ABC):
@@ -165,7 +165,7 @@ class Jacobian(Operator):
                 raise InputError(
                     f"{self.structure.name} needs as many output as input tokens, got {self.tokens_out} and {self.tokens_in}"
                 )
-            check_structure(self._whole, self.structure, PROBED if self.form.structured else None)
+            check_structure(self._whole, self.structure, PROBED_TOKENS if self.form.structured else None)
 
     def _by_autodiff(self) -> Form:
         block = self.block

@@ -14,7 +14,7 @@ from tightpass.rank.interval import above
 
 Values = NDArray[np.floating[Any]]
 
-CHANCE = 0.01
+UNLIKELY = 0.01
 NEIGHBOURS = 8
 STEEP = 1.2
 MEDIAN_EFFICIENCY = 0.48
@@ -101,7 +101,7 @@ def _of_width(falls: Values, w: int) -> list[tuple[float, int, int]]:
         looks = widths * (start + NEIGHBOURS) * np.log((n + NEIGHBOURS) / NEIGHBOURS)
         chance = float(looks * fdtrc(2 * w, 2 * samples, sums[start] / w / mean))
         steep = np.flatnonzero(falls[start:stop] > ORDINARY * mean)
-        if chance >= CHANCE or not len(steep):
+        if chance >= UNLIKELY or not len(steep):
             continue
         first, last = start + int(steep[0]), start + int(steep[-1]) + 1
         if falls[first:last].sum() > np.log(STEEP):

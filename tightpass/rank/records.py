@@ -30,7 +30,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadShares:
     """What each head of an attention adds, J = Σ_h J_h (and the identity, with a residual).
 
     gain      (H,) u₁ᵀ J_h v₁, in the units of J: they add up to σ₁, less what a residual adds
@@ -50,7 +50,7 @@ class Explanation:
     """
 
     null: float | None = None
-    heads: Heads | None = None
+    heads: HeadShares | None = None
     distances: tuple[tuple[int, float], ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Explanation:
         heads, distances = values["heads"], values["distances"]
         if heads is not None:
             energy = heads["energy"]
-            heads = Heads(tuple(heads["gain"]), None if energy is None else tuple(energy))
+            heads = HeadShares(tuple(heads["gain"]), None if energy is None else tuple(energy))
         return cls(
             values["null"], heads, None if distances is None else tuple((int(d), share) for d, share in distances)
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tightpass.rank.records import Heads
+from tightpass.rank.records import HeadShares
 from tightpass.rank.spectrum import Spectrum
 
 
@@ -43,7 +43,7 @@ def lines(s: Spectrum) -> Iterator[str]:
         )
 
 
-def _heads(heads: Heads, sigma1: float) -> Iterator[str]:
+def _heads(heads: HeadShares, sigma1: float) -> Iterator[str]:
     share = np.array(heads.gain) / sigma1
     order = np.argsort(-np.abs(share), kind="stable")[:12]
     left = f"; {len(share) - len(order)} more" if len(order) < len(share) else ""

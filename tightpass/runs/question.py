@@ -17,6 +17,27 @@ SETTINGS = frozenset({"device", "threads", "memory", "out", "discard_jacobian"})
 """Fields that change where or how a question is answered, not the question."""
 
 
+EXPECTED = {
+    "int_type": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "string_type": "expected text",
+}
+"""What is said of a value that does not fit, by the validator's name for it; else its own words."""
+
+
+class _EachOnce(yaml.SafeLoader):
+    """YAML in which no option stands twice, where the last one would win in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class Config(BaseModel):
     """Every option of `run` and `plan`, with its default; the descriptions are the help texts."""
 
@@ -85,7 +106,8 @@ class Config(BaseModel):
             name = ".".join(str(part) for part in first["loc"])
             if first["type"] == "extra_forbidden":
                 raise InputError(f"unknown option {name!r}; known: {', '.join(type(self).model_fields)}") from None
-            raise InputError(f"{name}: {first['msg'].lower()}, got {doors.shown(first['input'])}") from None
+            expected = EXPECTED.get(first["type"], str(first["msg"]).lower())
+            raise InputError(f"{name}: {expected}, got {doors.shown(first['input'])}") from None
         for name, value in self:
             for item in value if isinstance(value, list) else [value]:
                 if isinstance(item, str):
@@ -100,11 +122,11 @@ class Config(BaseModel):
     def read(cls, path: str | Path, **overrides: Any) -> Config:
         """A config from a YAML file, keywords winning over it. Raises InputError if it cannot be read, or holds no options."""
         try:
-            content = yaml.safe_load(text.read(path))
+            content = yaml.load(text.read(path), _EachOnce)
         except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
             where = f" (line {mark.line + 1})" if mark is not None else ""
-            raise InputError(f"{path} is not YAML{where}: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{path} is not YAML{where}: {problem or str(error).splitlines()[0]}") from None
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise InputError(f"{path} must hold options, one per line, such as `model: demo`")
         try:

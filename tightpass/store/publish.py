@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def part_of(path: Path) -> Path:
@@ -14,17 +15,24 @@ def part_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
 
 
+def publish(part: Path, path: Path, check: Callable[[Path], Any] | None = None) -> None:
+    """Gives a finished part its name: synced, checked by reading it, renamed, and the directory synced."""
+    sync(part)
+    if check is not None:
+        check(part)
+    os.replace(part, path)
+    sync(path.parent)
+
+
 @contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """Yields the part to write to; it is synced and gets its name when the context is left, and is removed where that fails."""
+def published(path: Path, check: Callable[[Path], Any] | None = None) -> Iterator[Path]:
+    """Yields the part to write to; it is published when the context is left, and removed where that fails."""
     part = part_of(path)
     try:
         yield part
-        sync(part)
-        os.replace(part, path)
+        publish(part, path, check)
     finally:
         part.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -160,17 +160,15 @@ def content_hash(record: Record, common: Common) -> str:
 def save(path: Path, record: Record, common: Common) -> None:
     """Publishes a record, once it reads back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with published(path) as part:
-        with h5py.File(part, "x", libver="v110") as file:
-            write_job(file, record)
-            put(file, "token_id", np.array(common.token_ids, dtype=np.int64), ("token",))
-            file.attrs.update(
-                record=SCHEMA,
-                name=record.spectrum.name,
-                provenance=json.dumps(common.provenance),
-                content=content_hash(record, common),
-            )
-        load(part)
+    with published(path, check=load) as part, h5py.File(part, "x", libver="v110") as file:
+        write_job(file, record)
+        put(file, "token_id", np.array(common.token_ids, dtype=np.int64), ("token",))
+        file.attrs.update(
+            record=SCHEMA,
+            name=record.spectrum.name,
+            provenance=json.dumps(common.provenance),
+            content=content_hash(record, common),
+        )
 
 
 def load(path: Path) -> tuple[Record, Common]:

@@ -29,17 +29,19 @@ PROVENANCE = {"jobs", "model", "revision", "weights", "weights_sha256", "tokens"
 
 def save(path: Path, records: list[Record], common: Common) -> None:
     """Writes all records under a unique name, reads back, syncs, renames."""
-    with published(path) as part:
-        with h5py.File(part, "x", libver="v110") as file:
-            put(file, "job", [r.spectrum.name for r in records], ("job",))
-            for name, (values, attributes) in _table(records).items():
-                put(file, name, values, ("job",), **attributes)
-            put(file, "token_id", np.array(common.token_ids, dtype=np.int64), ("token",))
-            for record in records:
-                write_job(file.create_group(record.spectrum.name), record)
-            file.attrs.update(schema=SCHEMA, provenance=json.dumps(common.provenance))
+
+    def check(part: Path) -> None:
         if len(load(part)[0]) != len(records):
             raise VerificationError(f"{part} does not read back what was written")
+
+    with published(path, check) as part, h5py.File(part, "x", libver="v110") as file:
+        put(file, "job", [r.spectrum.name for r in records], ("job",))
+        for name, (values, attributes) in _table(records).items():
+            put(file, name, values, ("job",), **attributes)
+        put(file, "token_id", np.array(common.token_ids, dtype=np.int64), ("token",))
+        for record in records:
+            write_job(file.create_group(record.spectrum.name), record)
+        file.attrs.update(schema=SCHEMA, provenance=json.dumps(common.provenance))
 
 
 def _table(records: list[Record]) -> dict[str, tuple[Any, dict[str, str]]]:

@@ -8,7 +8,6 @@ scales: `jacobian` (block, output, input), `row_token` and `column_token` (block
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from tightpass.arrays import on_host, squared_norm
 from tightpass.errors import InputError, VerificationError
 from tightpass.rank.records import Evidence
-from tightpass.store.publish import part_of, sync
+from tightpass.store.publish import part_of, publish
 from tightpass.store.stored import check_evidence, door, parsed
 from tightpass.structure import STRUCTURES, Panel, Structure
 
@@ -119,10 +118,7 @@ class ShardWriter:
 
     def publish(self) -> Shard:
         """Syncs, checks every chunk, renames into place, syncs the directory."""
-        sync(self.part)
-        Shard(self.part).check()
-        os.replace(self.part, self.path)
-        sync(self.path.parent)
+        publish(self.part, self.path, lambda part: Shard(part).check())
         return Shard(self.path)
 
     def discard(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +71,11 @@ def door(path: Path, remedy: str) -> Iterator[None]:
         raise InputError(f"{path} cannot be read: permission denied") from error
     except FileNotFoundError as error:
         raise InputError(f"{path} is not there") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except OSError as error:
+        if error.errno == errno.EACCES or "ermission denied" in str(error):  # h5py has it in words
+            raise InputError(f"{path} cannot be read: permission denied") from error
+        raise VerificationError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else error
         reason = " ".join(str(missing).split()) or type(error).__name__
         raise VerificationError(f"{path} is damaged ({reason}); {remedy}") from error

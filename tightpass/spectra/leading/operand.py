@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tightpass.arrays import dtype_name, is_cupy, squared_norm
+from tightpass.confidence import ROUNDINGS
 from tightpass.errors import InputError, TightpassError
 from tightpass.kernels import native, ops
 from tightpass.spectra.dense import check_matrix
@@ -46,8 +47,6 @@ class Operand:
         )  # fmt: skip
 
 
-ROUNDINGS = 16.0
-"""Times the measured effect of rounding that products may be off."""
 FEW = 64
 """Up to as many columns a product is bound by memory, and the kernels' own is faster than the library's."""
 
