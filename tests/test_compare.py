@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
 
 import tightpass as tp
-from tightpass.cli import main
 from tightpass.rank.floor import Floor
 from tightpass.rank.interval import LABELS
 from tightpass.rank.records import Part
@@ -34,14 +34,6 @@ def runs(tmp_path_factory):
             "attn": {"block": "attn"},
         }.items()
     }
-
-
-def call(capsys, monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["tightpass", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
 
 
 def test_a_run_is_the_same_as_itself_and_as_its_repetition(runs):

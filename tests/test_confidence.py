@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from test_compare import call
+from commands import call
 
 import tightpass as tp
 from tightpass.confidence import CONFIDENCE, weakest

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_compare import call
+from commands import call
 
 import tightpass as tp
 from tightpass.runs import jobs
