@@ -146,6 +146,7 @@ def test_prompts_from_a_file_continue_where_they_stopped(tmp_path, capsys, monke
     assert "3 prompts" in text
     kept = (out / "prompts" / "002" / "results.h5").stat().st_mtime_ns
     (out / "prompts" / "003" / "results.h5").unlink()
+    (out / "prompts" / "003" / "records" / "L01.mlp.h5").unlink()
     (out / "prompts" / "003" / "journal.jsonl").unlink()
     assert tp.open(out).unfinished == 1
     with pytest.raises(tp.VerificationError, match="1 of 3 prompts are not done"):

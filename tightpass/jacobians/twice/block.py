@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -32,9 +32,8 @@ class Twice:
     def __init__(self, block: Block) -> None:
         self.formulas = _Formulas(block)
         self.map = self.formulas.map()
-        attentions = list(_attentions(self.map))
-        self.saturated = sum(attention.saturated for attention in attentions)
-        tokens, heads = block.tokens, max((a.count for a in attentions), default=0)
+        self.saturated = sum(attention.saturated for attention in self.map.attentions)
+        tokens, heads = block.tokens, max((a.count for a in self.map.attentions), default=0)
         self.at_once = max(1, ELEMENTS // (tokens * max(block.width, heads * tokens)))
 
     def push(self, tangents: Pair) -> Pair:
@@ -171,13 +170,3 @@ def _patterns(block: Block) -> tuple[torch.Tensor | None, ...]:
     if not block.has_relu_units:
         return block.pattern or (None,) * len(block.layers)
     return tuple((call.y > 0).reshape(block.tokens, -1) for call in block.unit_calls())
-
-
-def _attentions(piece: Map) -> Iterator[Attention]:
-    if isinstance(piece, Attention):
-        yield piece
-    elif isinstance(piece, Residual):
-        yield from _attentions(piece.inner)
-    elif isinstance(piece, Chain):
-        for part in piece.maps:
-            yield from _attentions(part)

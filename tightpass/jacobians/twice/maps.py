@@ -24,16 +24,20 @@ Tensor = torch.Tensor
 
 
 class Map(Protocol):
-    """A function at a point: its value y (T, d_out), and products with its Jacobian."""
+    """A function at a point: its value y (T, d_out), products with its Jacobian, and the attentions inside."""
 
     y: Pair
 
+    @property
+    def attentions(self) -> tuple[Attention, ...]: ...
     def push(self, tangents: Pair) -> Pair: ...
     def pull(self, cotangents: Pair) -> Pair: ...
 
 
 class Linear:
     """W·x + b, or of some of the inputs alone."""
+
+    attentions: tuple[Attention, ...] = ()
 
     def __init__(self, module: nn.Module, inputs: slice = slice(None)) -> None:
         if not isinstance(module, nn.Linear) or not is_plain_linear(module):
@@ -55,6 +59,8 @@ class Linear:
 
 class Norm:
     """A LayerNorm at x."""
+
+    attentions: tuple[Attention, ...] = ()
 
     def __init__(self, module: nn.Module, x: Pair) -> None:
         if type(module) is not nn.LayerNorm:
@@ -90,6 +96,8 @@ def _less_mean(x: Pair) -> Pair:
 
 class MLP:
     """down(act(up(x))); `pattern` (T, d_ff) holds the units that are active."""
+
+    attentions: tuple[Attention, ...] = ()
 
     def __init__(self, up: Linear, act: nn.Module, down: Linear, x: Pair, pattern: Tensor | None) -> None:
         self.up, self.down = up, down
@@ -139,6 +147,10 @@ class Attention:
         if weights[2].bias is not None:
             o = o + (weights[2].bias if head is None else weights[2].bias[head * d_head : (head + 1) * d_head])
         self.y = self.output.push(o) if head is not None else self.output(o)
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        return (self,)
 
     @property
     def saturated(self) -> int:
@@ -194,6 +206,7 @@ class Chain:
 
     def __init__(self, first: Map, *others: Map) -> None:
         self.maps, self.y = (first, *others), (others[-1] if others else first).y
+        self.attentions = tuple(a for piece in self.maps for a in piece.attentions)
 
     def push(self, tangents: Pair) -> Pair:
         return reduce(lambda at, piece: piece.push(at), self.maps, tangents)
@@ -206,7 +219,7 @@ class Residual:
     """x + f(x)."""
 
     def __init__(self, inner: Map, x: Pair) -> None:
-        self.inner, self.y = inner, inner.y + x
+        self.inner, self.y, self.attentions = inner, inner.y + x, inner.attentions
 
     def push(self, tangents: Pair) -> Pair:
         return self.inner.push(tangents) + tangents
