@@ -10,6 +10,7 @@ import torch
 from svd_matrices import hostile, reference
 
 import tightpass as tp
+from tightpass.arrays import squared_norm
 from tightpass.errors import VerificationError
 from tightpass.jacobians.written import Written
 from tightpass.kernels import native
@@ -124,7 +125,7 @@ def test_planted_faults_are_caught(size, fault):
         pytest.skip("a shift of one gap inside the bulk is below what probes of a large matrix claim to see")
     A = with_spectrum(np.geomspace(1, 1e-3, size), seed=size)
     values = lapack.gesdd(A)
-    energy = verify.squared_norm(A)
+    energy = squared_norm(A)
     verify.check_values(values, energy, A.shape)
     verify.check_dense(A, values)
     wrong = planted(values, fault)
@@ -174,7 +175,7 @@ def test_a_lost_group_below_the_sight_of_energy_is_counted():
     A = with_spectrum(sigma)
     wrong = lapack.gesdd(A)
     wrong[600:900] = wrong[900:].max()
-    verify.check_values(wrong, verify.squared_norm(A), A.shape)
+    verify.check_values(wrong, squared_norm(A), A.shape)
     verify.check_bottom(A, wrong)
     with pytest.raises(VerificationError, match="by inertia"):
         verify.check_counts(A, wrong)
@@ -187,7 +188,7 @@ def test_a_wrong_smallest_value_is_found_at_the_bottom():
     for value in (0.0, 1e-6):
         wrong = right.copy()
         wrong[-1] = value
-        verify.check_values(wrong, verify.squared_norm(A), A.shape)
+        verify.check_values(wrong, squared_norm(A), A.shape)
         with pytest.raises(VerificationError, match="smallest singular value"):
             verify.check_bottom(A, wrong)
     verify.check_bottom(A, right)
