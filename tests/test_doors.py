@@ -116,7 +116,6 @@ CALLS = {
     "run[..]": lambda t: (lambda name: t["run"][name], {"name": "L00.mlp"}),
     "run.shard": lambda t: (t["run"].shard, {"name": "L00.mlp"}),
     "block(x)": lambda t: (t["block"], {"x": t["block"].x}),
-    "heads": lambda t: (t["model"].heads, {"layer": 0}),
     "in_precision": lambda t: (t["block"].in_precision, {"dtype": torch.float32}),
     **{
         f"{s.name}.count": lambda t, s=s: (s.count, COUNTS)
