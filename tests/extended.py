@@ -12,6 +12,7 @@ import mpmath
 import numpy as np
 import torch
 from mpmath import mpf
+from places import place_of
 from torch import nn
 
 from tightpass.models.blocks import Block
@@ -67,22 +68,20 @@ def attention(block: Block, parts, h: np.ndarray, head: int | None = None) -> np
         here = slice(i * d_head, (i + 1) * d_head)
         scores = q[:, here] @ k[:, here].T / mpmath.sqrt(d_head)
         weights = exp(scores)
-        if block.model.family.causal(block.model.config):
+        if place_of(block.model.config).causal(block.model.config):
             weights = np.where(np.tril(np.ones(scores.shape, bool)), weights, mpf(0))
         mixed[:, here] = weights / weights.sum(-1, keepdims=True) @ v[:, here]
     return linear(parts.projection, mixed)  # a bias has no derivative
 
 
 def whole_layer(block: Block, x: np.ndarray, pattern: np.ndarray | None) -> np.ndarray:
-    parts, layer = block.layers[0], block.layers[0].layer
+    parts = block.layers[0]
     if parts.attn_norm is not None:
         x = x + attention(block, parts, layer_norm(parts.attn_norm, x))
         return x + mlp(parts, layer_norm(parts.mlp_norm, x), pattern)
-    bert = block.model.config.model_type == "bert"
-    first = layer.attention.output.LayerNorm if bert else layer.self_attn_layer_norm
-    second = layer.output.LayerNorm if bert else layer.final_layer_norm
-    x = layer_norm(first, x + attention(block, parts, x))
-    return layer_norm(second, x + mlp(parts, x, pattern))
+    pieces = place_of(block.model.config).pieces(parts.layer)
+    x = layer_norm(pieces.first, x + attention(block, parts, x))
+    return layer_norm(pieces.second, x + mlp(parts, x, pattern))
 
 
 def function(block: Block) -> Callable[[np.ndarray], np.ndarray]:

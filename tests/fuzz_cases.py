@@ -1,6 +1,6 @@
 """Random small blocks and functions: one generator, driven by hypothesis in the tests and by a seed in the benchmark.
 
-To add a family: its configuration in `CONFIGS`, its formulas in `fuzz_oracle.FAMILIES`.
+To add a family: its configuration in `CONFIGS`, its pieces in `places.PLACES`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import mpmath
 import numpy as np
 import torch
 from mpmath import mpf
+from places import place_of
 from torch import nn
 
 DIGITS = 200  # a LayerNorm of two features cancels 48 digits of its derivative, layer after layer
@@ -271,39 +272,15 @@ class Layers:
     final_norm: nn.LayerNorm | None
 
 
-def opt_layers(model: nn.Module) -> Layers:
-    config = model.config
-    layers = [
-        Layer(
-            Attention(a.q_proj, a.k_proj, a.v_proj, a.out_proj, config.num_attention_heads, causal=True),
-            Mlp(layer.fc1, layer.fc2, config.activation_function),
-            (layer.self_attn_layer_norm, layer.final_layer_norm),
-            config.do_layer_norm_before,
-        )
-        for layer in model.decoder.layers
-        for a in [layer.self_attn]
-    ]
-    return Layers(layers, model.decoder.final_layer_norm)
-
-
-def bert_layers(model: nn.Module) -> Layers:
-    config = model.config
-    layers = [
-        Layer(
-            Attention(
-                a.self.query, a.self.key, a.self.value, a.output.dense, config.num_attention_heads, config.is_decoder
-            ),
-            Mlp(layer.intermediate.dense, layer.output.dense, config.hidden_act),
-            (a.output.LayerNorm, layer.output.LayerNorm),
-            pre_norm=False,
-        )
-        for layer in model.encoder.layer
-        for a in [layer.attention]
-    ]
-    return Layers(layers, None)
-
-
-FAMILIES = {"opt": opt_layers, "bert": bert_layers}
+def layers_of(model: nn.Module) -> Layers:
+    """A Hugging Face model."""
+    config, place = model.config, place_of(model.config)
+    activation, causal, pre_norm = (read(config) for read in (place.activation, place.causal, place.pre_norm))
+    layers = []
+    for p in map(place.pieces, place.layers(model)):
+        attention = Attention(p.query, p.key, p.value, p.projection, config.num_attention_heads, causal)
+        layers.append(Layer(attention, Mlp(p.up, p.down, activation), (p.first, p.second), pre_norm))
+    return Layers(layers, place.final_norm(model))
 
 
 def block_function(

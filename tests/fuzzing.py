@@ -127,7 +127,7 @@ def _block_pair(c: Case) -> Pair:
                      residual=c.residual)  # fmt: skip
     J = tp.jacobian(block)
     spectrum = _spectrum(c, J)
-    seen = oracle.FAMILIES[c.family](model)
+    seen = oracle.layers_of(model)
     pieces = seen.layers if c.layer is None else seen.layers[c.layer : c.layer + 1]
     f = oracle.block_function(seen, c.kind, c.layer, c.head, c.norm, c.residual)
     x, blocks = oracle.exact(block.x), c.tokens if c.kind == "mlp" else 0

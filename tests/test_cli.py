@@ -140,6 +140,8 @@ BAD = [
     (["run", "--text", "x", "--text-file", "y"], 2, "not both"),
     (["run", "--config", "nowhere.yaml"], 2, "cannot read nowhere.yaml"),
     (["run", "--no-norm", "--residual"], 2, "needs the norm"),
+    (["plan", "--no-norm", "--residual"], 2, "needs the norm"),
+    (["plan", "--block", "layer", "--no-norm"], 2, "always contains its norms"),
     (["run", "--method", "density"], 2, "method must be one of auto, exact, topk"),
     (["run", "--k", "5"], 2, "k is how many values method topk finds"),
     (["run", "--method", "topk", "--k", "0"], 2, "k must be at least 1, got 0"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from places import place_of
 from small_models import HF_MODELS, bert, opt
 from torch import nn
 
@@ -332,7 +333,7 @@ def test_layers_and_models_are_composed_and_equal_autodiff(name, kind, options, 
     assert float((J.T @ X - other.T @ X).norm()) <= near * float(X.norm())
     assert float((J.dense() - dense).norm()) <= near * len(ids)
     assert J.energy() == pytest.approx(other.energy(), rel=1e-11 if dtype == "float64" else 1e-4)
-    if block.model.family.causal(block.model.config):
+    if place_of(block.model.config).causal(block.model.config):
         blocks = J.dense().reshape(len(ids), -1, len(ids), block.x.shape[1])
         assert all(not bool(blocks[t, :, t + 1 :].any()) for t in range(len(ids)))
 

@@ -74,7 +74,7 @@ def test_the_oracle_agrees_with_finite_differences(family, kind):
     )  # fmt: skip
     model = fuzz_cases.model(c)
     block = tp.block(tp.load_model(model), kind, layer=0, head=c.head, token_ids=fuzz_cases.token_ids(c))
-    seen = fuzz_oracle.FAMILIES[family](model)
+    seen = fuzz_oracle.layers_of(model)
     with fuzz_oracle.mpmath.workdps(fuzz_oracle.DIGITS):
         f = fuzz_oracle.block_function(seen, kind, 0, c.head, norm=True, residual=False)
         ours = fuzz_oracle.matrix(f(fuzz_oracle.identity(fuzz_oracle.exact(block.x))))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import place_of
 
 import tightpass as tp
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobians.operator import Jacobian
-from tightpass.models.families import family_of, layer_parts, submodule
 
 IDS = [5, 17, 2, 88, 41, 7, 60]
 KINDS = ("mlp", "attn", "head", "layer", "model")
@@ -24,16 +24,16 @@ def oracle_function(hf_model, kind, layer, head, norm, residual, x_of):
     """The block written out by hand on a fresh copy of the model, through sdpa."""
     base = copy.deepcopy(hf_model).requires_grad_(False)
     base.set_attn_implementation("sdpa")
-    family = family_of(base.config)
-    layers = [layer_parts(module, family, base.config) for module in submodule(base, family.layers)]
-    causal = family.causal(base.config)
+    place = place_of(base.config)
+    layers = [place.pieces(layer) for layer in place.layers(base)]
+    causal, pre_norm = place.causal(base.config), place.pre_norm(base.config)
 
     def mixed(parts, h):
         """The per-head outputs, by scaled_dot_product_attention itself."""
-        attention = parts.context
-        names = ("q_proj", "k_proj", "v_proj") if hasattr(attention, "q_proj") else ("query", "key", "value")
         heads = base.config.num_attention_heads
-        q, k, v = (getattr(attention, n)(h).reshape(len(h), heads, -1).transpose(0, 1) for n in names)
+        q, k, v = (
+            module(h).reshape(len(h), heads, -1).transpose(0, 1) for module in (parts.query, parts.key, parts.value)
+        )
         out = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=causal)
         return out[0].transpose(0, 1)
 
@@ -44,28 +44,23 @@ def oracle_function(hf_model, kind, layer, head, norm, residual, x_of):
         return parts.down(parts.act(parts.up(h)))
 
     def whole(parts, x):
-        if family.pre_norm(base.config):
-            x = x + attend(parts, parts.attn_norm(x))
-            return x + feed(parts, parts.mlp_norm(x))
-        norms = (
-            (parts.layer.self_attn_layer_norm, parts.layer.final_layer_norm)
-            if base.config.model_type == "opt"
-            else (parts.layer.attention.output.LayerNorm, parts.layer.output.LayerNorm)
-        )
-        x = norms[0](x + attend(parts, x))
-        return norms[1](x + feed(parts, x))
+        if pre_norm:
+            x = x + attend(parts, parts.first(x))
+            return x + feed(parts, parts.second(x))
+        x = parts.first(x + attend(parts, x))
+        return parts.second(x + feed(parts, x))
 
     def function(x):
         if kind == "model":
             for parts in layers:
                 x = whole(parts, x)
-            final = getattr(base.decoder, "final_layer_norm", None) if base.config.model_type == "opt" else None
+            final = place.final_norm(base)
             return final(x) if final is not None and norm else x
         parts = layers[layer]
         if kind == "layer":
             return whole(parts, x)
-        pre = parts.mlp_norm if kind == "mlp" else parts.attn_norm
-        h = pre(x) if norm and pre is not None else x
+        pre = parts.second if kind == "mlp" else parts.first
+        h = pre(x) if norm and pre_norm else x
         if kind == "mlp":
             y = feed(parts, h)
         elif kind == "attn":

@@ -242,7 +242,27 @@ def test_a_pruned_layer_has_the_heads_that_are_left(make, keep):
     assert tp.block(small, "head", layer=0, head=len(keep), token_ids=IDS)  # which has all of its own
 
 
-def test_a_run_has_the_heads_that_are_left(tmp_path):
+def test_a_run_has_the_heads_that_are_left_and_says_so(tmp_path, capsys):
     small = pruned(opt, (2, 0))[0].base
     run = tp.run(small, block="head", tokens=4, layers="0-1", out=str(tmp_path / "run"))
     assert run.names == ["L00.H00", "L00.H01", "L00.H02", "L01.H00", "L01.H01"]
+    said = capsys.readouterr().err.splitlines()
+    assert "OPTModel is not what its configuration says, and is taken as it is: 2 heads (not 3) in layer 1" in said
+
+
+def test_modules_win_over_the_configuration(tmp_path):
+    """A model of more positions, fewer layers and other MLPs than its configuration has."""
+    hf = opt()
+    table = hf.decoder.embed_positions
+    table.weight = nn.Parameter(torch.cat([table.weight, table.weight[:9]]), requires_grad=False)
+    table.num_embeddings += 9
+    hf.decoder.layers = hf.decoder.layers[:2]
+    hf.decoder.layers[1].fc1 = nn.Linear(21, 40, dtype=torch.float64)
+    hf.decoder.layers[1].fc2 = nn.Linear(40, 21, dtype=torch.float64)
+    model = tp.load_model(hf.eval())
+    shape = model.shape
+    assert (len(shape.layers), shape.positions, [layer.d_ff for layer in shape.layers]) == (2, 28, [50, 40])
+    assert shape.noted == ("2 layers (not 3)", "28 positions (not 19)", "40 units (not 50) in layer 1")
+    assert tp.block(model, "mlp", layer=1, token_ids=[1] * 28).x.shape == (28, 21)
+    with pytest.raises(tp.InputError, match="has 28 positions, 29 tokens were asked for"):
+        tp.block(model, "mlp", layer=1, token_ids=[1] * 29)

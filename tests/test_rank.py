@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import place_of
 
 import tightpass as tp
 from tightpass.evidence.arithmetic import norm2
@@ -177,8 +178,9 @@ def test_bounds_of_layers_and_models(hf_model, kind, norm):
         pytest.skip("a layer always contains its norms")
     model = tp.load_model(hf_model)
     block = tp.block(model, kind, layer=0 if kind == "layer" else None, token_ids=IDS, norm=norm)
-    post_norm = model.family.post_norm(model.config)
-    final = model.config.model_type == "opt" and not post_norm and kind == "model" and norm
+    place = place_of(model.config)
+    post_norm = not place.pre_norm(model.config)
+    final = place.final_norm(hf_model) is not None and kind == "model" and norm
     d = block.x.shape[1] - (1 if post_norm or final else 0)
     S = tp.spectrum(tp.jacobian(block))
     assert S.evidence.bounds[0].rank == 7 * d

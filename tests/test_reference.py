@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from places import place_of
 from small_models import HF_MODELS
 
 import tightpass as tp
@@ -48,15 +49,15 @@ def test_attention_heads_closed_form_and_their_sum(name):
     total = np.zeros(attention.shape)
     for head in range(heads):
         block = tp.block(model, "head", layer=1, head=head, token_ids=IDS, norm=False)
-        parts = block.layers[0]
-        context = parts.context
-        names = ("q_proj", "k_proj", "v_proj") if hasattr(context, "q_proj") else ("query", "key", "value")
+        place = place_of(model.config)
+        parts = place.pieces(block.layers[0].layer)
+        maps = (parts.query, parts.key, parts.value)
         d_head = block.x.shape[1] // heads
         rows = slice(head * d_head, (head + 1) * d_head)
-        weights = [array(getattr(context, n).weight)[rows] for n in names]
-        biases = [array(getattr(context, n).bias)[rows] for n in names]
+        weights = [array(linear.weight)[rows] for linear in maps]
+        biases = [array(linear.bias)[rows] for linear in maps]
         Wo = array(parts.projection.weight)[:, rows]
-        closed = reference.attention(array(block.x), *weights, Wo, *biases, causal=name == "opt")
+        closed = reference.attention(array(block.x), *weights, Wo, *biases, causal=place.causal(model.config))
         closed = closed.reshape(attention.shape)
         J = array(tp.jacobian(block).dense())
         assert np.abs(closed - J).max() <= 1e-13 * np.abs(closed).max()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -210,33 +210,17 @@ def verify_command(directory: Directory, debug: Debug = False) -> None:
 def models_command(as_json: Json = False) -> None:
     """List the models known by a short name, and the families."""
     quiet_libraries()
-    from tightpass.models.families import FAMILIES
-    from tightpass.models.loading import demo_directory
-    from tightpass.models.sizes import ALIASES, packaged_config
+    from tightpass.models.catalogue import known_models
+    from tightpass.models.families.base import FAMILIES
 
-    rows = [("demo", "bundled", json.loads((demo_directory() / "config.json").read_text(encoding="utf-8")))]
-    rows += [(alias, hub_id, packaged_config(hub_id).to_dict()) for alias, hub_id in ALIASES.items()]  # type: ignore[union-attr]
-    described = [
-        {
-            "name": name,
-            "source": source,
-            "layers": c["num_hidden_layers"],
-            "width": c["hidden_size"],
-            "heads": c["num_attention_heads"],
-            "positions": c["max_position_embeddings"],
-        }
-        for name, source, c in rows
-    ]
+    known = known_models()
     if as_json:
-        print_json(described)
+        print_json([asdict(model) for model in known])
         return
     print(f"{'name':20} {'layers':>6} {'width':>6} {'heads':>6} {'positions':>9}  source")
-    for row in described:
-        print(
-            f"{row['name']:20} {row['layers']:6} {row['width']:6} {row['heads']:6} {row['positions']:9}  {row['source']}"
-        )
-    families = ", ".join(kind for family in FAMILIES for kind in family.model_types)
-    print(f"\nAlso any local directory or Hub id in Hugging Face format of the families: {families}")
+    for m in known:
+        print(f"{m.name:20} {m.layers:6} {m.width:6} {m.heads:6} {m.positions:9}  {m.source}")
+    print(f"\nAlso any local directory or Hub id in Hugging Face format of the families: {', '.join(sorted(FAMILIES))}")
 
 
 @app.command("doctor")

@@ -6,7 +6,6 @@ from torch import nn
 
 from tightpass.evidence.units import Units
 from tightpass.models.blocks import Block
-from tightpass.models.families import in_features
 from tightpass.rank.records import Bound
 
 
@@ -20,7 +19,7 @@ def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
     if loses:
         bounds.append(Bound(T * (d - 1), f"{T} tokens × ({d} − 1 direction that the LayerNorm removes)"))
     if branch and kind == "mlp":
-        count = in_features(parts.down)
+        count = parts.d_ff
         bounds.append(Bound(T * count, f"{T} tokens × {count} units"))
         if found.active is not None:
             open_units = found.undecided or (0,) * T
@@ -47,6 +46,5 @@ def input_null(block: Block) -> bool:
 
 def ends_in_layer_norm(block: Block) -> bool:
     """Whether the block's output leaves through a LayerNorm."""
-    if block.final_norm is not None:
-        return isinstance(block.final_norm, nn.LayerNorm)
-    return block.model.family.post_norm(block.model.config)
+    last = block.layers[-1].after_mlp if block.final_norm is None else block.final_norm
+    return isinstance(last, nn.LayerNorm)

@@ -9,7 +9,8 @@ from torch import nn
 
 from tightpass.models.blocks import Block
 from tightpass.models.capture import Call
-from tightpass.models.families import LayerParts, linear_map
+from tightpass.models.linear import linear_map
+from tightpass.models.parts import LayerParts
 
 SAFETY = 4.0
 OTHER = {torch.float64: torch.float32, torch.float32: torch.float64}

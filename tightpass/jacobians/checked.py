@@ -12,9 +12,10 @@ from typing import Any
 from tightpass import doors
 from tightpass.errors import InputError
 from tightpass.jacobians.derivative import check_derivative
-from tightpass.models.blocks import Block, Options, build, check_options
+from tightpass.models.blocks import Block, build
 from tightpass.models.capture import Captured, capture
 from tightpass.models.loading import Model
+from tightpass.models.options import Options, check_options
 from tightpass.models.tokens import check_ids, tokenize
 
 
@@ -51,7 +52,7 @@ def block(
         doors.flag(name, value) for name, value in (("norm", norm), ("residual", residual), ("special", special))
     )
     options = Options(kind, layer, head, norm, residual)
-    check_options(model, options)
+    check_options(model.shape, options, model.name)
     if token_ids is None:
         ids = tokenize(model, count, text, special, doors.seed(seed)).ids
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,31 +18,13 @@ from tightpass import doors
 from tightpass.errors import InputError, VerificationError
 from tightpass.models.capture import Call, Captured, record
 from tightpass.models.differences import direction, loses_precision, slope_error
-from tightpass.models.families import LayerParts, in_features
+from tightpass.models.linear import in_features
 from tightpass.models.loading import Model
+from tightpass.models.options import Options, check_options
+from tightpass.models.parts import LayerParts
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
 
-KINDS = ("mlp", "attn", "head", "layer", "model")
 Function = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which block: its kind, whether the pre-norm that it reads through belongs to it, and whether the identity on x is added."""
-
-    kind: str
-    layer: int | None = None
-    head: int | None = None
-    norm: bool = True
-    residual: bool = False
-
-    @property
-    def name(self) -> str:
-        if self.kind == "model":
-            return "model"
-        if self.kind == "head":
-            return f"L{self.layer:02d}.H{self.head:02d}"
-        return f"L{self.layer:02d}.{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -223,10 +205,7 @@ def convert(parts: LayerParts, dtype: torch.dtype, act: nn.Module | None) -> Lay
 
     if act is not None:
         layer.set_submodule(paths[id(parts.act)], act)
-    modules: dict[str, Any] = {
-        f.name: twin(m) for f in fields(parts) if isinstance(m := getattr(parts, f.name), nn.Module)
-    }
-    return replace(parts, **modules)
+    return parts.map(twin)
 
 
 def head_share(parts: LayerParts, mixed: torch.Tensor, head: int) -> torch.Tensor:
@@ -238,35 +217,10 @@ def head_share(parts: LayerParts, mixed: torch.Tensor, head: int) -> torch.Tenso
     return share
 
 
-def check_options(model: Model, options: Options) -> None:
-    """Raises InputError unless the model has such a block."""
-    kind, layer, head = options.kind, options.layer, options.head
-    if not doors.one_of(kind, KINDS):
-        raise InputError(f"unknown block {doors.shown(kind)}; expected one of {', '.join(KINDS)}")
-    count = len(model.layers)
-    if (kind == "model") != (layer is None):
-        raise InputError("a layer is needed for every block but `model`, which has none")
-    if layer is not None and not 0 <= layer < count:
-        raise InputError(f"{model.name} has layers 0..{count - 1}, got {layer}")
-    if (kind == "head") != (head is not None):
-        raise InputError("block `head` needs one head, such as head=0; no other block has one")
-    if head is not None and layer is not None and head not in range(heads := model.shape.layers[layer].heads):
-        raise InputError(f"layer {layer} of {model.name} has heads 0..{heads - 1}, got {head}")
-    if kind == "layer" and not options.norm:
-        raise InputError("a layer always contains its norms; leave out norm=False (--no-norm)")
-    if options.residual and kind in ("layer", "model"):
-        raise InputError(f"a {kind} always contains its residuals; leave out residual=True (--residual)")
-    pre_norm = model.family.pre_norm(model.config)
-    if options.residual and not options.norm and pre_norm and kind in ("mlp", "attn", "head"):
-        raise InputError(
-            "residual adds the identity on the input of the norm, so it needs the norm; leave out --no-norm"
-        )
-
-
 def build(captured: Captured, options: Options) -> Block:
     """The block at captured inputs; it reproduces the captured output."""
     model, layer = captured.model, options.layer
-    check_options(model, options)
+    check_options(model.shape, options, model.name)
     chosen = range(len(captured.parts)) if layer is None else [layer]
     parts = tuple(captured.parts[i] for i in chosen)
     calls = tuple({name: captured.call(i, name) for name in ("layer", "context")} for i in chosen)

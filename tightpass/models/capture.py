@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from tightpass.errors import InputError
-from tightpass.models.families import LayerParts, layer_parts
 from tightpass.models.loading import Model
+from tightpass.models.parts import LayerParts
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,15 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     y: torch.Tensor
+
+    @property
+    def rotary(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Cosines and sines (T, r) that an attention was called with, which transformers hands over as (1, T, r)."""
+        given = self.kwargs.get("position_embeddings")
+        if given is None:
+            return None
+        cos, sin = (part.reshape(part.shape[-2:]) for part in given)
+        return cos, sin
 
     def to(self, dtype: torch.dtype) -> Call:
         """The same call with its floating tensors in another precision."""
@@ -116,18 +125,12 @@ class Captured:
         return self.calls[f"{layer}.{part}"]
 
 
-RECORDED = ("layer", "context", "projection", "attn_norm", "mlp_norm", "up", "down")
-
-
 def capture(model: Model, ids: torch.Tensor) -> Captured:
     """Runs the model once on token ids (T,) and keeps every layer's calls."""
-    parts = tuple(layer_parts(layer, model.family, model.config) for layer in model.layers)
-    modules = {
-        f"{index}.{name}": module
-        for index, piece in enumerate(parts)
-        for name in RECORDED
-        if (module := getattr(piece, name)) is not None
-    }
+    modules: dict[str, nn.Module] = {}
+    for index, parts in enumerate(model.parts):
+        modules[f"{index}.layer"] = parts.layer
+        modules |= {f"{index}.{name}": module for name, module in parts.items(recorded=True)}
     if model.final_norm is not None:
         modules["final_norm"] = model.final_norm
     calls: dict[str, Call] = {}
@@ -139,4 +142,4 @@ def capture(model: Model, ids: torch.Tensor) -> Captured:
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"the forward pass of {model.name} fails at these {len(ids)} tokens: {reason}") from error
-    return Captured(model, parts, calls, model.final_norm)
+    return Captured(model, model.parts, calls, model.final_norm)

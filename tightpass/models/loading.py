@@ -21,9 +21,10 @@ from torch import nn
 from tightpass import doors
 from tightpass.errors import DoesNotFitError, InputError, TightpassError
 from tightpass.models import attention
-from tightpass.models.families import Family, family_of, submodule
+from tightpass.models.families.base import Family, family_of
 from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, refuse_adapters
-from tightpass.models.shape import Shape, shape_of, shape_of_config
+from tightpass.models.parts import LayerParts, final_norm_of, parts_of
+from tightpass.models.shape import Shape, shape_of_config, shape_of_parts
 from tightpass.models.sizes import ALIASES, packaged_config
 from tightpass.units import bytes_of, format_bytes
 
@@ -55,23 +56,19 @@ class Model:
     base: nn.Module
     tokenizer: Any | None
 
-    @property
-    def layers(self) -> nn.ModuleList:
-        layers = submodule(self.base, self.family.layers)
-        assert isinstance(layers, nn.ModuleList)
-        return layers
+    @cached_property
+    def parts(self) -> tuple[LayerParts, ...]:
+        """The modules of every layer."""
+        return parts_of(self.base, self.family)
 
     @cached_property
     def shape(self) -> Shape:
         """Its sizes, from the modules."""
-        return shape_of(self.base)
+        return shape_of_parts(self.base, self.family, self.parts)
 
     @property
     def final_norm(self) -> nn.Module | None:
-        if self.family.final_norm is None:
-            return None
-        parent, _, name = self.family.final_norm.rpartition(".")
-        return getattr(submodule(self.base, parent), name)  # type: ignore[no-any-return]
+        return final_norm_of(self.base, self.family)
 
     @property
     def vocabulary(self) -> int:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from tightpass.models.families import family_of, in_features, layer_parts, out_features, submodule
+from tightpass.models.families.base import Family, family_of
+from tightpass.models.linear import out_features
+from tightpass.models.parts import LayerParts, parts_of
+
+SAID = {
+    "layers": ("num_hidden_layers",),
+    "width": ("hidden_size",),
+    "positions": ("max_position_embeddings",),
+    "heads": ("num_attention_heads",),
+    "kv_heads": ("num_key_value_heads",),
+    "d_head": ("head_dim",),
+    "d_ff": ("ffn_dim", "intermediate_size"),
+}
+"""What configurations call a size."""
+WORDS = {"kv_heads": "heads of keys and values", "d_head": "features a head", "d_ff": "units"}
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Of one layer: query heads, heads of keys and values, width of a head, units of the MLP."""
+    """Of one layer: query heads, heads of keys and values, width of a head, units of the MLP, and whether its pieces read
+    through norms of their own."""
 
     heads: int
     kv_heads: int
     d_head: int
     d_ff: int
+    pre_norm: bool
 
 
 @dataclass(frozen=True)
@@ -41,37 +58,52 @@ class Shape:
 
 def shape_of(base: nn.Module) -> Shape:
     """The sizes of a base model. Raises InputError for an unknown family."""
+    family = family_of(base.config)
+    return shape_of_parts(base, family, parts_of(base, family))
+
+
+def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts]) -> Shape:
+    """Likewise, once its parts are found."""
     config: Any = base.config
-    family = family_of(config)
-    modules: Any = submodule(base, family.layers)
-    layers = tuple(_of_layer(layer_parts(layer, family, config)) for layer in modules)
-    width = out_features(layer_parts(modules[0], family, config).projection)
-    said = {
-        "layers": (len(layers), int(config.num_hidden_layers)),
-        "width": (width, int(config.hidden_size)),
-        "heads": (max(layer.heads for layer in layers), int(config.num_attention_heads)),
-    }
-    pruned = [i for i, layer in enumerate(layers) if layer.heads != int(config.num_attention_heads)]
-    noted = [f"{here} {name}, where config.json says {there}" for name, (here, there) in said.items() if here != there]
-    if pruned and not any("heads" in note for note in noted):
-        noted.append(f"fewer heads in layers {', '.join(map(str, pruned))} than config.json says")
+    layers = tuple(LayerShape(p.heads, p.kv_heads, p.d_head, p.d_ff, p.pre_norm) for p in parts)
+    width = out_features(parts[0].projection)
+    positions = family.positions(base)
+    whole = {"layers": len(layers), "width": width, "positions": positions}
     return Shape(
         layers=layers,
         width=width,
-        positions=int(config.max_position_embeddings),
+        positions=positions,
         parameters=sum(p.numel() for p in base.parameters()),
         causal=family.causal(config),
-        noted=tuple(noted),
+        noted=(*_differences(config, whole), *_differences_of_layers(config, layers)),
     )
 
 
-def _of_layer(parts: Any) -> LayerShape:
-    return LayerShape(
-        heads=parts.heads,
-        kv_heads=out_features(parts.key) // parts.d_head,
-        d_head=parts.d_head,
-        d_ff=in_features(parts.down),
-    )
+def _said(config: Any, size: str) -> int | None:
+    """What the configuration says of a size, if anything."""
+    values = (getattr(config, name, None) for name in SAID[size])
+    return next((int(value) for value in values if value is not None), None)
+
+
+def _differences(config: Any, sizes: dict[str, int]) -> Iterator[str]:
+    """Sizes of the whole model that the configuration says otherwise."""
+    for name, here in sizes.items():
+        if (there := _said(config, name)) not in (None, here):
+            yield f"{here} {name} (not {there})"
+
+
+def _differences_of_layers(config: Any, layers: Sequence[LayerShape]) -> Iterator[str]:
+    """Likewise of some layers: "2 heads (not 3) in layer 1"."""
+    for name in ("heads", "kv_heads", "d_head", "d_ff"):
+        there, found = _said(config, name), [int(getattr(layer, name)) for layer in layers]
+        for here in sorted(set(found) - {there}) if there is not None else ():
+            where = [i for i, value in enumerate(found) if value == here]
+            yield f"{here} {WORDS.get(name, name)} (not {there}) in {_listed(where)}"
+
+
+def _listed(layers: list[int]) -> str:
+    named = ", ".join(map(str, layers[:6])) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
+    return f"{'layer' if len(layers) == 1 else 'layers'} {named}"
 
 
 def shape_of_config(config: Any) -> Shape:

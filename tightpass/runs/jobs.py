@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tightpass.errors import InputError
 from tightpass.evidence.leading import DEFAULT_K
-from tightpass.models.blocks import KINDS, Options
+from tightpass.models.options import Options, check_options
 from tightpass.models.shape import Shape
 from tightpass.runs.question import Config, parse_layers
 
@@ -43,26 +43,23 @@ class Job:
 
 def blocks_of(config: Config, shape: Shape) -> list[Options]:
     """The blocks of a run of a model, in order. Raises InputError for what the model does not have."""
-    heads = [layer.heads for layer in shape.layers]
-    if config.block not in KINDS:
-        raise InputError(f"unknown block {config.block!r}; expected one of {', '.join(KINDS)}")
-    if config.head is not None and config.block != "head":
-        raise InputError(f"--head belongs to --block head, got --block {config.block}")
-    if config.residual and config.block in ("layer", "model"):
-        raise InputError(f"a {config.block} always contains its residuals; leave out --residual")
-    common = {"norm": config.norm, "residual": config.residual}
+    places = _places(config, shape)
+    listed = [Options(config.block, layer, head, config.norm, config.residual) for layer, head in places]
+    for block in listed:
+        check_options(shape, block)
+    return listed
+
+
+def _places(config: Config, shape: Shape) -> list[tuple[int | None, int | None]]:
+    """Layer and head of each; of block `head` all heads, unless one is asked for."""
     if config.block == "model":
         if config.layers.strip() != "all":
             raise InputError("--layers does not apply to --block model, which is all layers at once")
-        return [Options("model", **common)]
-    layers = parse_layers(config.layers, len(heads))
-    if config.block != "head":
-        return [Options(config.block, layer, **common) for layer in layers]
-    for layer in layers:
-        if config.head is not None and not 0 <= config.head < heads[layer]:
-            raise InputError(f"layer {layer} of the model has heads 0..{heads[layer] - 1}, got {config.head}")
-    chosen = [range(heads[layer]) if config.head is None else [config.head] for layer in layers]
-    return [Options("head", layer, head, **common) for layer, own in zip(layers, chosen, strict=True) for head in own]
+        return [(None, config.head)]
+    layers = parse_layers(config.layers, len(shape.layers))
+    if config.block != "head" or config.head is not None:
+        return [(layer, config.head) for layer in layers]
+    return [(layer, head) for layer in layers for head in range(shape.layers[layer].heads)]
 
 
 def identity_of(config: Config, block: Options, weights: str, token_ids: Sequence[int]) -> str:

@@ -16,8 +16,8 @@ from tightpass.jacobians.forms import attention, mlp
 from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost
 from tightpass.jacobians.forms.compose import cost_of_layers
 from tightpass.kernels import native
-from tightpass.models.blocks import Options
 from tightpass.models.loading import DTYPES
+from tightpass.models.options import Options
 from tightpass.models.shape import Shape
 from tightpass.runs.prompts import texts_of
 from tightpass.runs.question import Config

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tightpass import doors, text
 from tightpass.errors import InputError
+from tightpass.models.options import check_layer
 
 SETTINGS = frozenset({"device", "threads", "memory", "out", "discard_jacobian"})
 """Fields that change where or how a question is answered, not the question."""
@@ -169,7 +170,6 @@ def parse_layers(layers: str, count: int) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InputError(f"a range of layers runs upwards, got {part.strip()}; write {last}-{first}")
-        if last >= count:
-            raise InputError(f"the model has layers 0..{count - 1}, got {part.strip()}")
+        check_layer(last, count, part.strip())
         chosen.update(range(first, last + 1))
     return sorted(chosen)

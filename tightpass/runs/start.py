@@ -14,9 +14,9 @@ from threadpoolctl import threadpool_limits
 from tightpass import doors
 from tightpass.errors import InputError
 from tightpass.jacobians.checked import build_checked
-from tightpass.models.blocks import Options
 from tightpass.models.capture import capture
 from tightpass.models.loading import Model, check_given, load_model
+from tightpass.models.options import Options
 from tightpass.models.tokens import tokenize
 from tightpass.report.say import say
 from tightpass.runs.check import Resolved, check_fits, resolve
@@ -83,6 +83,8 @@ def _model(asked: Resolved, given: torch.nn.Module | None) -> Model:
 def _answer(model: Model, asked: Resolved, progress: Progress | None) -> None:
     """All texts of a question."""
     config, directory = asked.config, asked.directory
+    if model.shape.noted:
+        say(f"{model.name} is not what its configuration says, and is taken as it is: {'; '.join(model.shape.noted)}")
     if config.prompts is None:
         _compute(model, config, directory, asked.memory, progress)
         return

@@ -22,7 +22,8 @@ from tightpass.jacobians.twice.pair import of
 from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.blocks import Block, Function
 from tightpass.models.capture import Call, record
-from tightpass.models.families import LayerParts, is_plain_linear
+from tightpass.models.linear import is_plain_linear
+from tightpass.models.parts import LayerParts
 
 DOUBTFUL = 0.1
 """Relative difference from autodiff up to which rounding may be the reason; formulas that are wrong differ by more."""
@@ -127,12 +128,8 @@ def mlp_at(
 
 
 def captured_rotation(call: Call) -> Rotation | None:
-    """The rotation that the attention was called with, as transformers hands it over: cos and sin (1, T, r)."""
-    given = call.kwargs.get("position_embeddings")
-    if given is None:
-        return None
-    cos, sin = (part.reshape(part.shape[-2:]) for part in given)
-    return Rotation(cos, sin)
+    """The rotation that the attention was called with."""
+    return None if call.rotary is None else Rotation(*call.rotary)
 
 
 def without_constant(linear: nn.Linear, folded: torch.Tensor, norm: NormAt | None, h: torch.Tensor) -> torch.Tensor:
@@ -145,7 +142,7 @@ def _attention(block: Block) -> Piece:
     parts, x, options = block.layers[0], block.x, block.options
     norm_module = parts.attn_norm if options.norm else None
     h = x if norm_module is None else norm_module(x)
-    causal = block.model.family.causal(block.model.config)
+    causal = block.model.shape.causal
     rotation = captured_rotation(block.calls[0]["context"])
     return attention_at(parts, norm_at(norm_module, x), h, causal, rotation, options.head, options.residual)
 
@@ -184,32 +181,32 @@ def attention_at(
 
 def _stack(block: Block) -> Piece:
     """Layers in a row, and the final norm, each piece at what it received when the block itself ran at x."""
-    family, config = block.model.family, block.model.config
-    norms = [family.sum_norms(parts.layer, config) for parts in block.layers]
-    received = _received(block, norms)
+    received = _received(block)
     patterns = block.pattern or (None,) * len(block.layers)
     pieces: list[Piece] = []
     for i, (parts, pattern) in enumerate(zip(block.layers, patterns, strict=True)):
-        here = {name: received.get(f"{i}.{name}") for name in SITES}
+        here = {name: received[f"{i}.{name}"] for name, _ in _read(parts)}
         rotation = captured_rotation(block.calls[i]["context"])
-        pieces += _layer(parts, norms[i], here, family.causal(config), rotation, pattern)
+        pieces += _layer(parts, here, block.model.shape.causal, rotation, pattern)
     if block.final_norm is not None:
         pieces.append(_norm(block.final_norm, received["final_norm"]))
     return Chain(*pieces)
 
 
-SITES = ("attn_norm", "context", "after_attn", "mlp_norm", "up", "after_mlp")
-"""Where a layer's pieces stand: what they receive is looked at."""
-Norms = tuple[nn.Module | None, nn.Module | None]
+READ = ("attn_norm", "context", "after_attn", "mlp_norm", "up", "after_mlp")
+"""Sites of a layer at which its pieces are taken: what they receive is looked at."""
 
 
-def _received(block: Block, norms: list[Norms]) -> dict[str, Call]:
+def _read(parts: LayerParts) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, module) for name, module in parts.items() if name in READ)
+
+
+def _received(block: Block) -> dict[str, Call]:
     """The calls at the sites of every layer, as "INDEX.site", and of the final norm. Raises NoClosedFormError where it is not
     known which call a module has made is meant."""
     modules: dict[str, nn.Module] = {}
-    for i, (parts, (after_attn, after_mlp)) in enumerate(zip(block.layers, norms, strict=True)):
-        found = (parts.attn_norm, parts.context, after_attn, parts.mlp_norm, parts.up, after_mlp)
-        modules |= {f"{i}.{site}": module for site, module in zip(SITES, found, strict=True) if module is not None}
+    for i, parts in enumerate(block.layers):
+        modules |= {f"{i}.{name}": module for name, module in _read(parts)}
     if block.final_norm is not None:
         modules["final_norm"] = block.final_norm
     calls: dict[str, Call] = {}
@@ -227,24 +224,20 @@ def _flat(at: torch.Tensor) -> torch.Tensor:
 
 def _layer(
     parts: LayerParts,
-    norms: Norms,
-    received: dict[str, Call | None],
+    received: dict[str, Call],
     causal: bool,
     rotation: Rotation | None,
     pattern: torch.Tensor | None,
 ) -> Iterator[Piece]:
     """x + attention and then + MLP, each read through its norm, or each sum through its own."""
-    context, up = received["context"], received["up"]
-    assert context is not None
-    assert up is not None
-    attention = attention_at(parts, _at(parts.attn_norm, received["attn_norm"]), context.x, causal, rotation)
-    mlp = mlp_at(parts, _at(parts.mlp_norm, received["mlp_norm"]), up.y, pattern, make=ActiveMLP)
-    for branch, norm, call in zip(
-        (attention, mlp), norms, (received["after_attn"], received["after_mlp"]), strict=True
-    ):
-        yield Sum(branch, Identity(context.x))
-        if norm is not None and call is not None:
-            yield _norm(norm, call)
+    h, z = received["context"].x, received["up"].y
+    attn_norm, mlp_norm = _at(parts.attn_norm, received.get("attn_norm")), _at(parts.mlp_norm, received.get("mlp_norm"))
+    yield Sum(attention_at(parts, attn_norm, h, causal, rotation), Identity(h))
+    if parts.after_attn is not None:
+        yield _norm(parts.after_attn, received["after_attn"])
+    yield Sum(mlp_at(parts, mlp_norm, z, pattern, make=ActiveMLP), Identity(h))
+    if parts.after_mlp is not None:
+        yield _norm(parts.after_mlp, received["after_mlp"])
 
 
 def _at(module: nn.Module | None, call: Call | None) -> NormAt | None:

@@ -16,6 +16,7 @@ from torch import nn
 from tightpass.jacobians.forms.base import Cost, Piece, groups
 from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.kernels import ops
+from tightpass.models.norms import rms_epsilon
 from tightpass.structure import BlockDiagonal, Panel
 
 
@@ -74,9 +75,7 @@ def norm_at(module: nn.Module | None, x: torch.Tensor) -> NormAt | None:
         r = (centred.square().mean(-1) + eps).rsqrt()
         return NormAt(weight, True, (centred * r[:, None]).contiguous(), r)
     if type(module).__name__.endswith("RMSNorm"):
-        given = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        eps = float(given) if isinstance(given, float) else torch.finfo(x.dtype).eps  # torch's own default
-        r = (x.square().mean(-1) + eps).rsqrt()
+        r = (x.square().mean(-1) + rms_epsilon(module, x.dtype)).rsqrt()
         return NormAt(weight, False, (x * r[:, None]).contiguous(), r)
     raise NoClosedFormError(f"no closed form for {type(module).__name__}")
 

@@ -13,7 +13,7 @@ from tightpass.jacobians.twice.maps import MLP, Attention, Chain, Linear, Map, N
 from tightpass.jacobians.twice.pair import Pair, of, perturbed
 from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.blocks import Block
-from tightpass.models.families import LayerParts
+from tightpass.models.parts import LayerParts
 
 ELEMENTS = 2**21
 """Entries of the widest intermediate of a product: as many columns at once as that allows."""
@@ -133,16 +133,15 @@ class _Formulas:
     def _attention(self, parts: LayerParts, x: Pair) -> Attention:
         head = self.block.options.head
         weights = [self._linear(module) for module in (parts.query, parts.key, parts.value)]
-        causal = self.block.model.family.causal(self.block.model.config)
+        causal = self.block.model.shape.causal
         return Attention(weights, self._linear(parts.projection, head, parts.d_head), parts.heads, causal, x, head)
 
     def _layer(self, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> Map:
         """x + attention and then + MLP, each read through its norm, or each sum through its own."""
         pieces: list[Map] = []
-        norms = self.block.model.family.sum_norms(parts.layer, self.block.model.config)
         for norm, piece, after in (
-            (parts.attn_norm, lambda h: self._attention(parts, h), norms[0]),
-            (parts.mlp_norm, lambda h: self._mlp(parts, h, pattern), norms[1]),
+            (parts.attn_norm, lambda h: self._attention(parts, h), parts.after_attn),
+            (parts.mlp_norm, lambda h: self._mlp(parts, h, pattern), parts.after_mlp),
         ):
             pieces.append(Residual(_read_through(norm, x, piece), x))
             if after is not None:

@@ -18,7 +18,7 @@ from tightpass.jacobians.twice.functions import activation, exp
 from tightpass.jacobians.twice.matrix import matmul, sliced
 from tightpass.jacobians.twice.pair import Pair, of, reciprocal_root
 from tightpass.jacobians.unknown import NoClosedFormError
-from tightpass.models.families import is_plain_linear
+from tightpass.models.linear import is_plain_linear
 
 Tensor = torch.Tensor
 

@@ -1,0 +1,44 @@
+"""The models that are known by a short name, for a list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tightpass.models.loading import demo_directory
+from tightpass.models.sizes import ALIASES, packaged_config
+
+
+@dataclass(frozen=True)
+class Known:
+    """One model: its short name, the full one, and what its configuration says of its size."""
+
+    name: str
+    source: str
+    layers: int
+    width: int
+    heads: int
+    positions: int
+
+
+def known_models() -> list[Known]:
+    """The bundled model, and those whose configurations are packaged."""
+    bundled = json.loads((demo_directory() / "config.json").read_text(encoding="utf-8"))
+    packaged: list[Any] = [(alias, hub_id, packaged_config(hub_id)) for alias, hub_id in ALIASES.items()]
+    return [
+        _known("demo", "bundled", bundled),
+        *(_known(alias, hub_id, config.to_dict()) for alias, hub_id, config in packaged),
+    ]
+
+
+def _known(name: str, source: str, said: Mapping[str, Any]) -> Known:
+    return Known(
+        name=name,
+        source=source,
+        layers=said["num_hidden_layers"],
+        width=said["hidden_size"],
+        heads=said["num_attention_heads"],
+        positions=said["max_position_embeddings"],
+    )

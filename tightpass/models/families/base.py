@@ -1,0 +1,99 @@
+"""What is said of a model family: where its pieces are. One file a family, one row each, found by model type.
+
+To add a family, write a file like `opt.py`, and import it in `__init__.py`; `blocks.py` says what each piece is used for.
+Every row is checked against an ordinary forward pass when a block is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, TypeVar
+
+from tightpass.errors import InputError
+
+At = TypeVar("At")
+RECORDED = {"recorded": True}
+"""Marks the sites whose inputs and outputs blocks start from and are checked against."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sites(Generic[At]):
+    """The pieces of a layer: their paths in a family's row, their modules in a layer. Nowhere else are they listed.
+
+    context      what mixes values over tokens; its first output is per head, concatenated, before the output projection
+                 (which it may contain)
+    query, key, value    the attention's input projections, linear maps from width to heads
+    projection   the attention's output projection, a linear map from heads to width
+    up, act, down              the MLP's maps, and what stands between them
+    attn_norm, mlp_norm        pre-norms, that attention and MLP read through; None where there are none
+    after_attn, after_mlp      norms on the residual sums after them, likewise
+    """
+
+    context: At = field(metadata=RECORDED)
+    query: At
+    key: At
+    value: At
+    projection: At = field(metadata=RECORDED)
+    up: At = field(metadata=RECORDED)
+    act: At
+    down: At = field(metadata=RECORDED)
+    attn_norm: At | None = field(default=None, metadata=RECORDED)
+    mlp_norm: At | None = field(default=None, metadata=RECORDED)
+    after_attn: At | None = None
+    after_mlp: At | None = None
+
+    def items(self, recorded: bool = False) -> Iterator[tuple[str, At]]:
+        """Names and places of the sites that the layer has; only of those that are recorded, if asked."""
+        for site in fields(Sites):
+            place = getattr(self, site.name)
+            if place is not None and (site.metadata == RECORDED or not recorded):
+                yield site.name, place
+
+
+def said_positions(base: Any) -> int:
+    """The positions that a model's configuration says it has."""
+    return int(base.config.max_position_embeddings)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the pieces of a family's models are. What may depend on the configuration is a function of it.
+
+    model_types  the names that configurations go by
+    layers       path of the list of layers, from the base model (`AutoModel`)
+    sites        paths of a layer's pieces, from the layer
+    final_norm   path of the norm after the last layer, from the base model, where a model may have one
+    head_size    attribute of `context` that holds the width of one head
+    causal       whether a token sees those before it alone
+    positions    how many tokens the base model has positions for: from its modules, where they know
+    unused       prefixes of weights that hidden states never pass through
+    """
+
+    model_types: tuple[str, ...]
+    layers: str
+    sites: Callable[[Any], Sites[str]]
+    final_norm: str | None
+    head_size: str
+    causal: Callable[[Any], bool]
+    positions: Callable[[Any], int] = said_positions
+    unused: tuple[str, ...] = ()
+
+
+FAMILIES: dict[str, Family] = {}
+"""All families, by model type."""
+
+
+def register(family: Family) -> Family:
+    """Makes a family known."""
+    FAMILIES.update(dict.fromkeys(family.model_types, family))
+    return family
+
+
+def family_of(config: Any) -> Family:
+    """The row for a Hugging Face configuration. Raises InputError for an unknown family."""
+    if config.model_type in FAMILIES:
+        return FAMILIES[config.model_type]
+    raise InputError(
+        f"models of type {config.model_type!r} are not supported yet; supported: {', '.join(sorted(FAMILIES))}"
+    )

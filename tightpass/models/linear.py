@@ -1,0 +1,52 @@
+"""Linear maps as modules apply them, be it a Linear or an adapter around one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tightpass.errors import InputError
+
+
+def in_features(module: nn.Module) -> int:
+    """What a linear map reads."""
+    return _features(module, "in_features", "input")
+
+
+def out_features(module: nn.Module) -> int:
+    """What a linear map gives."""
+    return _features(module, "out_features", "output")
+
+
+def _features(module: nn.Module, name: str, side: str) -> int:
+    inner: Any = module
+    while not hasattr(inner, name):
+        inner = getattr(inner, "base_layer", None)
+        if inner is None:
+            raise InputError(f"cannot tell how wide the {side} of {type(module).__name__} is (no {name})")
+    return int(getattr(inner, name))
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module is its weight and bias and nothing else: no adapter, no forward of its own, no hooks."""
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+def linear_map(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (out, in) and bias (out,) of a linear map as the module applies it, adapters included."""
+    some = next(module.parameters())
+    width = in_features(module)
+    with torch.no_grad():
+        bias: torch.Tensor = module(some.new_zeros(1, width))[0]
+        if is_plain_linear(module):
+            weight: Any = module.weight
+            return weight.detach(), bias
+        return (module(torch.eye(width, dtype=some.dtype, device=some.device)) - bias).T, bias

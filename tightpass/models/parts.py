@@ -1,0 +1,88 @@
+"""The modules of a model that blocks are made of, looked up where its family's row says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from tightpass.errors import InputError
+from tightpass.models.families.base import Family, Sites
+from tightpass.models.linear import in_features, out_features
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerParts(Sites[nn.Module]):
+    """The modules of one layer.
+
+    d_head   as the attention module has it: layers may differ from the configuration, and from each other
+    """
+
+    layer: nn.Module
+    d_head: int
+
+    @property
+    def heads(self) -> int:
+        """How many heads the layer has: what its projection reads, in heads."""
+        return in_features(self.projection) // self.d_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, which several heads may share."""
+        return out_features(self.key) // self.d_head
+
+    @property
+    def d_ff(self) -> int:
+        """Units of the MLP."""
+        return in_features(self.down)
+
+    @property
+    def pre_norm(self) -> bool:
+        """Whether attention or MLP read through a norm."""
+        return self.attn_norm is not None or self.mlp_norm is not None
+
+    @property
+    def projection_inside(self) -> str | None:
+        """The projection's path inside `context`, if it is there."""
+        named = self.context.named_modules()
+        return next((path for path, module in named if module is self.projection), None)
+
+    def map(self, twin: Callable[[nn.Module], nn.Module]) -> LayerParts:
+        """The same sites with each module replaced."""
+        twins: dict[str, Any] = {name: twin(module) for name, module in self.items()}
+        return replace(self, layer=twin(self.layer), **twins)
+
+
+def parts_of(base: nn.Module, family: Family) -> tuple[LayerParts, ...]:
+    """The parts of every layer of a base model. Raises InputError for what is not where the row says."""
+    layers: Any = submodule(base, family.layers)
+    sites = family.sites(base.config)
+    return tuple(_layer_parts(layer, sites, family.head_size) for layer in layers)
+
+
+def _layer_parts(layer: nn.Module, sites: Sites[str], head_size: str) -> LayerParts:
+    found: dict[str, Any] = {name: submodule(layer, path) for name, path in sites.items()}
+    return LayerParts(layer=layer, d_head=int(getattr(found["context"], head_size)), **found)
+
+
+def final_norm_of(base: nn.Module, family: Family) -> nn.Module | None:
+    """The norm after the last layer, of a model that has one."""
+    if family.final_norm is None:
+        return None
+    parent, _, name = family.final_norm.rpartition(".")
+    norm: nn.Module | None = getattr(submodule(base, parent), name)
+    return norm
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path; a path that is not there names what is."""
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        names = ", ".join(name for name, _ in root.named_children())
+        raise InputError(
+            f"{type(root).__name__} has no module {path!r} (it has: {names}); "
+            "this version of transformers lays the model out differently"
+        ) from None
