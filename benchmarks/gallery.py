@@ -292,16 +292,47 @@ def startup() -> str:
 
 
 def environment() -> str:
-    e = read("naive")["environment"]
-    gemm = e["gemm_gflops"]
-    return (
-        f"Measured on {e['cores']} cores ({e['processor']}), {e['threads']} threads, torch {e['packages']['torch']}; "
-        f"float64 matrix products ran at {gemm['float64']:.0f} GFLOP/s, float32 at {gemm['float32']:.0f}. "
-        "Medians; the samples are in `benchmarks/results/`."
+    """What each table was measured on: results of one machine in one sentence."""
+    machines: dict[str, list[str]] = {}
+    for name in ("main_job", "naive", "jacobian", "layer", "svd", "agreement", "startup"):
+        e = read(name)["environment"]
+        rates = f"float64 matrix products at {e['gemm_gflops']['float64']:.0f} GFLOP/s, float32 at {e['gemm_gflops']['float32']:.0f}"
+        where = f"{e['cores']} cores ({e['processor']}), {e['threads']} threads, torch {e['packages']['torch']}"
+        machines.setdefault(where, []).append(f"`{name}` ({e['date']}; {rates})")
+    lines = [f"On {where}: {', '.join(names)}." for where, names in machines.items()]
+    return "\n".join(
+        [*lines, "Medians; the samples are in `benchmarks/results/`, each with its machine, versions and commit."]
+    )
+
+
+def layer() -> str:
+    results = read("layer")
+    rows = []
+    for case in results["products"]:
+        share = f"{case['active']:.0%} of units active"
+        rows.append(
+            [
+                f"J·X, T = 256, 64 columns, {share}",
+                f"{case['times_faster']:.1f}×",
+                f"{case['times_faster_than_operators_chunk']:.1f}×",
+            ]
+        )
+        rows.append([f"Jᵀ·Y, likewise, {share}", f"{case['times_faster_transposed']:.1f}×", "–"])
+    for row in results["rows"]["rows"]:
+        rows.append(
+            [
+                f"rows of J of output token {row['row']} of {results['rows']['tokens']}",
+                f"{row['times_faster']:.0f}×",
+                "–",
+            ]
+        )
+    return table(
+        ["a whole layer, float32", "faster than autodiff at its best chunk", "at the chunk it had before"], rows
     )
 
 
 TABLES = {
+    "layer": layer,
     "startup": startup,
     "demo-mlp": lambda: verdicts("demo-mlp"),
     "demo-mlp-float32": lambda: verdicts("demo-mlp-float32"),

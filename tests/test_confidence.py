@@ -19,7 +19,7 @@ from tightpass.evidence.judge import svd_part
 from tightpass.rank.floor import Floor
 from tightpass.rank.records import Part
 from tightpass.rank.spectrum import Spectrum
-from tightpass.report import lines, plots, table
+from tightpass.report import frames, lines, plots, table
 from tightpass.spectra.verify import SvdError
 
 
@@ -84,7 +84,7 @@ def test_a_flag_is_never_shown_without_its_confidence(spectrum, word, tmp_path):
     assert f"(certified, {word})" in repr(s)
     assert next(lines.lines(s)).endswith(f"certified, {word}")
     assert set(s.rank_curve()["confidence"]) == {word}
-    row = table.frame([s]).iloc[0]
+    row = frames.frame([s]).iloc[0]
     assert (row["flag"], row["confidence"]) == ("certified", word)
     assert table.as_json([s])[0]["confidence"] == word
     flags = next(column for column in table.rich_table([s], "").columns if column.header == "flag")
