@@ -31,7 +31,7 @@ Panels = Callable[[], Iterator[Panel]]
 
 NAME = "model arithmetic"
 SAFETY = 2.0
-"""Times how far a perturbed J is from J: of random functions the true error was 0.06 (median) to 0.5 of that."""
+"""Times how far a perturbed J is from J: of 2038 random functions the true error was 0.06 (median) to 0.79 (worst) of that."""
 WHOLE = 128
 """Up to as many columns E is formed, and its norm is certain."""
 CHANCE = 1e-4
