@@ -1,4 +1,4 @@
-"""Random small blocks and functions against 200-digit Jacobians: every value, rank, label and bound (tests/fuzzing.py).
+"""Random small blocks and functions against 200-digit Jacobians: every value, rank, label and bound (oracles/fuzzing.py).
 
     python benchmarks/fuzz.py                  # 6000 cases on all cores, a few minutes
     python benchmarks/fuzz.py --seeds 17 4711  # what comes of these, to look into; nothing is stored
@@ -11,17 +11,14 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-import fuzzing
 from common import save
+from oracles import fuzzing
 
 CASES = 6000
 SIDES = ("kind", "family", "dtype")

@@ -3,7 +3,7 @@
     python benchmarks/trust.py             # about a quarter of an hour
     python benchmarks/trust.py --figure    # only the figure, and the numbers beside it
 
-The matrices of known spectrum and the Jacobians to 40 digits are those of the tests (tests/known.py, tests/truth.py).
+The matrices of known spectrum and the Jacobians to 40 digits are in oracles/known.py and oracles/truth.py.
 Nothing here is timed.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ import mpmath
 import numpy as np
 import torch
 from common import RESULTS, save
+from oracles import extended, fuzz_cases, fuzz_oracle, fuzzing, hostile_cases, known, truth
 
 import tightpass as tp
 from tightpass.evidence.arithmetic import SAFETY
@@ -34,15 +34,6 @@ from tightpass.spectra.exact import cross_check, singular_values
 from tightpass.spectra.refine import reference_values
 from tightpass.spectra.verify import SvdError
 from tightpass.structure import Panel
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import extended
-import fuzz_cases
-import fuzz_oracle
-import fuzzing
-import hostile_cases
-import known
-import truth
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 SEEDS = 60
@@ -117,7 +108,7 @@ def hostile() -> list[dict]:
 
 
 def perturbed() -> dict:
-    """The true error of random functions (tests/fuzz_cases.py) over how far J moves when every operation is perturbed."""
+    """The true error of random functions (oracles/fuzz_cases.py) over how far J moves when every operation is perturbed."""
     rows = []
     for seed in range(FUNCTION_SEEDS):
         case = fuzz_cases.seeded(seed)

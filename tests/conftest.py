@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_models import HF_MODELS
+from oracles.small_models import HF_MODELS
 
 
 @pytest.fixture(scope="session", params=HF_MODELS)

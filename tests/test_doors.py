@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_models import opt
+from oracles.small_models import opt
 
 import tightpass as tp
 from tightpass.errors import InputError, TightpassError

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import extended
-import fuzz_cases
-import fuzz_oracle
-import fuzzing
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from oracles import extended, fuzz_cases, fuzz_oracle, fuzzing
 
 import tightpass as tp
 
