@@ -30,7 +30,7 @@ Squares squares_of(const View<const double, 1>& d, const View<const double, 1>& 
     if (reach > bound) bound = reach;
     before = beside;
   }
-  return {room, room + n, n, bound * (1 + 0x1p-40)};
+  return {room, room + n, n, bound * kAbove};
 }
 
 // #{σ < tau} for kTogether shifts

@@ -13,10 +13,6 @@ constexpr int kAccumulators = 12;  // of 16
 
 template <class T> constexpr int kStrip = 3 * kLanes<T>;  // columns of a strip: a tile is kTall rows of it
 constexpr int kTall = kAccumulators / 3;
-constexpr Index kWidest = 128;  // of a band
-
-inline Index least(Index a, Index b) { return a < b ? a : b; }
-inline Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
 
 // acc[r][v] += Σ_k a[r·a_row + k·a_col]·b[k·b_row + v·lanes ..]
 template <int rows, int vectors, class T>

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(View<const double, 1>
   __syncthreads();
   if (threadIdx.x > 0) return;
   for (int t = 1; t < kThreads; ++t) bound = fmax(bound, reach[t]);
-  room[2 * n] = bound * (1 + 0x1p-40);
+  room[2 * n] = bound * kAbove;
 }
 
 __device__ Index count_below(const double* room, Index n, double tau) {

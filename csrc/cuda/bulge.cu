@@ -7,7 +7,6 @@ namespace {
 
 constexpr int kChasers = 256;  // threads of a block
 constexpr int kWarps = kChasers / 32;
-constexpr Index kWidest = 128;
 constexpr int kDone = 1 << 30;
 
 template <class T>
