@@ -53,7 +53,7 @@ void triangular_factor(Work<T>& work, const T* V, Index ld, Index m) {
   const Index b = work.b;
   constexpr Index S = kStrip<T>;
   T* const buffer = work.each;
-  T* const out = buffer + kDeep<T> * kChunk<T>;
+  T* const out = buffer + kDeep<T> * Work<T>::wide(b);
   inner_products(work, m, V, ld, b, buffer, out);
   for (Index i = 0; i < b; ++i)
     for (Index j = 0; j < b; ++j) work.gram[i * b + j] = out[((j / S) * b + i) * S + j % S];
@@ -81,7 +81,7 @@ void left_factor(const Work<T>& work, Index m, Index n, const T* C, Index c_row,
 #pragma omp parallel for schedule(dynamic) num_threads(work.threads) if (m * n >= kWorthThreads)
   for (Index chunk = 0; chunk < chunks; ++chunk) {
     T* const buffer = work.each + this_thread() * Work<T>::each_size(b);
-    T* const G = buffer + kDeep<T> * kChunk<T>;
+    T* const G = buffer + kDeep<T> * Work<T>::wide(b);
     const Index at = chunk * width, columns = least(width, n - at);
     inner_products(work, m, C + at, c_row, columns, buffer, G);
     for (Index s = 0; s * S < columns; ++s)

@@ -29,9 +29,11 @@ struct Work {
   T* inner;   // (b, b) X·W
   T* tau;     // (b)
   T* partial; // (threads, 2, b) sums of the panel's factorisation
-  T* each;    // (threads, kDeep·kChunk + b·kChunk)
+  T* each;    // (threads, kDeep·wide + b·wide)
 
-  static Index each_size(Index b) { return (kDeep<T> + b) * kChunk<T>; }
+  // Columns that a thread has room for: kChunk of C, or those of the panel itself.
+  static Index wide(Index b) { return b > kChunk<T> ? round_up(b, kStrip<T>) : kChunk<T>; }
+  static Index each_size(Index b) { return (kDeep<T> + b) * wide(b); }
   static Index strip_count(Index n) { return (n + kStrip<T> - 1) / kStrip<T>; }
   static Index tall(Index b) { return round_up(b, kTall); }
   static Index size(Index m, Index n, Index b, Index threads) {

@@ -177,6 +177,7 @@ void test_all() {
   for (const auto& [m, n] : {std::pair<Index, Index>{1, 1}, {2, 2}, {16, 15}, {17, 17}, {33, 31}, {70, 70}, {119, 83}})
     for (const Index width : {16, 32, 48})
       for (const int threads : {1, 2, 5}) test_stages<T>(m, n, width, threads);
+  for (const Index width : {64, 80, 128}) test_stages<T>(150, 140, width, 2);  // wider than what is packed at once
 }
 
 }  // namespace
