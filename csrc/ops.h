@@ -17,18 +17,18 @@ namespace tightpass {
 // out[start[t] + s·block_stride], its rows lie row_stride apart. Nothing else is touched.
 template <class T>
 struct AttentionBlocks {
-  View<const T, 3> a;      // (rows, heads, tokens) softmax weights
-  View<const T, 3> vo;     // (d_out, heads, tokens) Wo_h v_s
-  View<const T, 3> vt;     // (d_out, heads, rows) Wo_h v_u, u the token of the row's largest weight
-  View<const T, 3> rest;   // (d_out, heads, rows) Wo_h (o_t − v_u)
-  View<const T, 3> p;      // (heads, d_out, d_in) Wo_h Wv_h, last axis contiguous
-  View<const T, 3> k;      // (rows, heads, d_in) scale·q_t Wk_h, last axis contiguous
-  View<const T, 3> q;      // (rows, d_out, d_in) query's own term, last axis contiguous; may be the diagonal of out
-  View<const T, 3> px;     // (d_out, heads, tokens) p[h,o,:]·x̂_s; with the next three absent without a norm
-  View<const T, 3> kx;     // (rows, heads, tokens) k[t,h,:]·x̂_s
-  View<const T, 2> qx;     // (rows, d_out) q[t,o,:]·x̂_t
-  View<const T, 2> x;      // (tokens, d_in) x̂, contiguous rows
-  View<const T, 1> r;      // (tokens)
+  View<const T, 3> a;     // (rows, heads, tokens) softmax weights
+  View<const T, 3> vo;    // (d_out, heads, tokens) Wo_h v_s
+  View<const T, 3> vt;    // (d_out, heads, rows) Wo_h v_u, u the token of the row's largest weight
+  View<const T, 3> rest;  // (d_out, heads, rows) Wo_h (o_t − v_u)
+  View<const T, 3> p;     // (heads, d_out, d_in) Wo_h Wv_h, last axis contiguous
+  View<const T, 3> k;     // (rows, heads, d_in) scale·q_t Wk_h, last axis contiguous
+  View<const T, 3> q;     // (rows, d_out, d_in) query's own term, last axis contiguous; may be the diagonal of out
+  View<const T, 3> px;    // (d_out, heads, tokens) p[h,o,:]·x̂_s; with the next three absent without a norm
+  View<const T, 3> kx;    // (rows, heads, tokens) k[t,h,:]·x̂_s
+  View<const T, 2> qx;    // (rows, d_out) q[t,o,:]·x̂_t
+  View<const T, 2> x;     // (tokens, d_in) x̂, contiguous rows
+  View<const T, 1> r;     // (tokens)
   View<const Index, 1> columns;   // (rows)
   View<const Index, 1> diagonal;  // (rows) the s that q belongs to; tokens() for none
   View<const Index, 1> start;     // (rows)
@@ -77,11 +77,11 @@ struct AdjointProduct {
 // (high + low)[rows[b]] += blocks[b]·v[columns[b]] for all b, in twice double's precision; the adjoint:
 // (high + low)[columns[b]] += blocks[b]ᵀ·v[rows[b]].
 struct BlockProduct {
-  View<const double, 3> blocks;   // (count, m, n), contiguous rows
-  View<const Index, 1> rows;      // (count)
-  View<const Index, 1> columns;   // (count)
-  View<const double, 2> v;        // contiguous rows
-  View<double, 2> high, low;      // contiguous rows
+  View<const double, 3> blocks;  // (count, m, n), contiguous rows
+  View<const Index, 1> rows;     // (count)
+  View<const Index, 1> columns;  // (count)
+  View<const double, 2> v;       // contiguous rows
+  View<double, 2> high, low;     // contiguous rows
   bool adjoint;
 };
 
@@ -140,7 +140,7 @@ struct ReductionCheck {
   double misfit;   // ‖B·PᵀZ − Qᵀ·AZ‖
   double right_before, right_after;  // ‖Z‖, ‖PᵀZ‖
   double left_before, left_after;    // ‖AZ‖, ‖QᵀAZ‖
-  Index misplaced;  // values that Sturm counts on their two sides do not put in their place
+  Index misplaced;                   // values that Sturm counts on their two sides do not put in their place
 };
 
 // All singular values of A (m, n), m ≥ n, divided by the check's scale and rounded to its precision: to bidiagonal form,

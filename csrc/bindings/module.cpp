@@ -34,8 +34,9 @@ AttentionBlocks<T> attention_blocks(const py::dict& given) {
 
 template <class T>
 GatherRows<T> gather_rows(const py::dict& given) {
-  return {view<const T, 2>(given["weight"]), view<const Index, 1>(given["index"]), view<const T, 1>(given["slope"]),
-          view<const Index, 1>(given["token"]), view<const T, 2>(given["x"]), view<const T, 1>(given["r"]),
+  return {view<const T, 2>(given["weight"]), view<const Index, 1>(given["index"]),
+          view<const T, 1>(given["slope"]),  view<const Index, 1>(given["token"]),
+          view<const T, 2>(given["x"]),      view<const T, 1>(given["r"]),
           view<T, 2>(given["out"])};
 }
 
@@ -65,8 +66,8 @@ BulgeChase<T> bulge_chase(const py::dict& given) {
 template <class T>
 py::dict two_stage(const py::dict& given, int threads) {
   ReductionCheck check{};
-  const TwoStage<T> op{view<T, 2>(given["a"]),      view<const T, 2>(given["probes"]), view<double, 1>(given["d"]),
-                       view<double, 1>(given["e"]), view<T, 1>(given["values"]),       &check,
+  const TwoStage<T> op{view<T, 2>(given["a"]),       view<const T, 2>(given["probes"]), view<double, 1>(given["d"]),
+                       view<double, 1>(given["e"]),  view<T, 1>(given["values"]),       &check,
                        given["width"].cast<Index>(), given["in_place"].cast<bool>()};
   {
     const py::gil_scoped_release released;
@@ -87,8 +88,9 @@ py::dict two_stage(const py::dict& given, int threads) {
 
 BlockProduct block_product(const py::dict& given) {
   return {view<const double, 3>(given["blocks"]), view<const Index, 1>(given["rows"]),
-          view<const Index, 1>(given["columns"]), view<const double, 2>(given["v"]), view<double, 2>(given["high"]),
-          view<double, 2>(given["low"]), given["adjoint"].cast<bool>()};
+          view<const Index, 1>(given["columns"]), view<const double, 2>(given["v"]),
+          view<double, 2>(given["high"]),         view<double, 2>(given["low"]),
+          given["adjoint"].cast<bool>()};
 }
 
 Bisection bisection(const py::dict& given) {

@@ -8,8 +8,8 @@ namespace {
 // Rows [from, to) of one column step: applies the reflector before (its column `before`, weights w, zero up to that
 // column) to the vectors from `first` on, and sums x_i·row_i, x being column `column`.
 template <int vectors, class T>
-void panel_rows(T* panel, Index ld, Index from, Index to, Index before, T inverse, const T* w, Index column, Index first,
-                T* sums) {
+void panel_rows(T* panel, Index ld, Index from, Index to, Index before, T inverse, const T* w, Index column,
+                Index first, T* sums) {
   constexpr int lanes = kLanes<T>;
   constexpr Index kTogether = 64;  // rows in one partial sum, so that long columns do not lose digits
   Vector<T> weights[vectors];
@@ -43,8 +43,8 @@ void panel_rows(T* panel, Index ld, Index from, Index to, Index before, T invers
 }
 
 template <class T>
-void panel_rows_any(T* panel, Index ld, Index b, Index from, Index to, Index before, T inverse, const T* w, Index column,
-                    T* sums) {
+void panel_rows_any(T* panel, Index ld, Index b, Index from, Index to, Index before, T inverse, const T* w,
+                    Index column, T* sums) {
   const Index first = column / kLanes<T> * kLanes<T>;
   switch ((b - first) / kLanes<T>) {
     case 1: return panel_rows<1>(panel, ld, from, to, before, inverse, w, column, first, sums);

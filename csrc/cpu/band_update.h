@@ -11,8 +11,7 @@ void pack(Work<T>& work, const T* V, Index ld, Index m) {
 #pragma omp parallel for schedule(static) num_threads(work.threads) if (m * work.b >= kWorthThreads)
   for (Index g = 0; g < work.b; g += kTall)
     for (Index i = 0; i < m; ++i)
-      for (Index r = 0; r < kTall; ++r)
-        work.packed[g * m + i * kTall + r] = g + r < work.b ? V[i * ld + g + r] : T(0);
+      for (Index r = 0; r < kTall; ++r) work.packed[g * m + i * kTall + r] = g + r < work.b ? V[i * ld + g + r] : T(0);
 }
 
 // `columns` columns of VᵀC from the packed V, into strips of b rows.

@@ -48,11 +48,11 @@ Isa chosen() {
 }
 
 #ifdef TIGHTPASS_X86
-#define TIGHTPASS_CALL(FUNCTION, ...)                            \
-  switch (chosen()) {                                            \
-    case Isa::avx512: return isa_avx512::FUNCTION(__VA_ARGS__);  \
-    case Isa::avx2: return isa_avx2::FUNCTION(__VA_ARGS__);      \
-    default: return isa_baseline::FUNCTION(__VA_ARGS__);         \
+#define TIGHTPASS_CALL(FUNCTION, ...)                           \
+  switch (chosen()) {                                           \
+    case Isa::avx512: return isa_avx512::FUNCTION(__VA_ARGS__); \
+    case Isa::avx2: return isa_avx2::FUNCTION(__VA_ARGS__);     \
+    default: return isa_baseline::FUNCTION(__VA_ARGS__);        \
   }
 #else
 #define TIGHTPASS_CALL(FUNCTION, ...) return isa_baseline::FUNCTION(__VA_ARGS__);

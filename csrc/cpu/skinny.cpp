@@ -5,11 +5,11 @@
 namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA) {
 namespace {
 
-constexpr Index kDepth = 256;  // terms of one partial sum, so that long rows do not lose digits
-constexpr Index kBlock = 96;   // rows of a that many columns go past
+constexpr Index kDepth = 256;             // terms of one partial sum, so that long rows do not lose digits
+constexpr Index kBlock = 96;              // rows of a that many columns go past
 constexpr Index kWorthThreads = 1 << 24;  // multiplications; below, one thread is done before another is awake
-constexpr Index kWorthCopy = 256;  // rows of a that a copy of x is worth
-constexpr Index kStack = 16;   // rows that share one visit to a part of the answer of aᵀ·y
+constexpr Index kWorthCopy = 256;         // rows of a that a copy of x is worth
+constexpr Index kStack = 16;              // rows that share one visit to a part of the answer of aᵀ·y
 
 // Few rows at once: those of a large matrix often lie a multiple of 4096 bytes apart, in the same places of the cache.
 template <int vectors> constexpr int kRowsOf = kAccumulators / vectors < 8 ? kAccumulators / vectors : 8;

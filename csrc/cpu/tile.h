@@ -68,8 +68,7 @@ void narrow(Index m, Index width, Index depth, const T* a, Index a_row, Index a_
     narrow_columns<add, 4>(m, depth, a, a_row, a_col, b + j, b_row, out + j, out_row);
   for (; j + 2 * lanes <= width; j += 2 * lanes)
     narrow_columns<add, 2>(m, depth, a, a_row, a_col, b + j, b_row, out + j, out_row);
-  for (; j < width; j += lanes)
-    narrow_columns<add, 1>(m, depth, a, a_row, a_col, b + j, b_row, out + j, out_row);
+  for (; j < width; j += lanes) narrow_columns<add, 1>(m, depth, a, a_row, a_col, b + j, b_row, out + j, out_row);
 }
 
 }  // namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA)

@@ -75,7 +75,8 @@ void scale(const TwoStage<T>& op, const Place<T>& place, double* energy, int thr
   for (Index i = 0; i < m; ++i)
     for (Index j = 0; j < n; ++j) place.a(i, j) = place.a(i, j) * first * second;
   double ignored;
-  survey<T>({place.a.data, {m, n}, {place.a.stride[0], 1}}, op.probes, nullptr, 0, place.left, &ignored, energy, threads);
+  survey<T>({place.a.data, {m, n}, {place.a.stride[0], 1}}, op.probes, nullptr, 0, place.left, &ignored, energy,
+            threads);
 }
 
 template <class T>
@@ -171,9 +172,9 @@ void run(const TwoStage<T>& op, int threads) {
   check.right_before = norm(place.right, n);
   check.left_before = norm(place.left, m);
   if (direct)
-    run(DirectReduction<T>{matrix(place.a.data, m + kProbes, place.a.stride[0], place.a.stride[0]), m, n, op.d, op.e}, threads);
-  else
-    reduce(op, place, threads);
+    run(DirectReduction<T>{matrix(place.a.data, m + kProbes, place.a.stride[0], place.a.stride[0]), m, n, op.d, op.e},
+        threads);
+  else reduce(op, place, threads);
   check.misfit = misfit(op, place.left, place.right);
   check.right_after = norm(place.right, n);
   check.left_after = norm(place.left, place.left.shape[0]);
