@@ -24,7 +24,8 @@ from common import RESULTS, fresh_process, gemm_rate, peak_since_reset, reset_pe
 
 import tightpass as tp
 from tightpass.jacobians.operator import Jacobian
-from tightpass.kernels import ops
+from tightpass.kernels import products as skinny
+from tightpass.kernels import svd
 from tightpass.spectra import twostage
 from tightpass.spectra.batched import block_values
 from tightpass.spectra.gram import gram_values
@@ -114,7 +115,7 @@ def stages() -> dict[str, Any]:
         X, W = (torch.randn(rows, columns, dtype=getattr(torch, dtype)) for rows, columns in ((512, 768), (768, 2304)))
         rates[dtype] = {
             "torch": gemm_rate(getattr(torch, dtype)),
-            "kernel": 2e-9 * 512 * 768 * 2304 / timed(lambda X=X, W=W: ops.product(X, W), 60)["median"],
+            "kernel": 2e-9 * 512 * 768 * 2304 / timed(lambda X=X, W=W: skinny.product(X, W), 60)["median"],
             "numpy": numpy_rate(dtype),
         }
     cases = []
@@ -162,11 +163,11 @@ def one_by_one(A: np.ndarray) -> list[float]:
     padded[...] = A
     band, left, right = (np.zeros((rows, width), dtype) for width in (3 * b, 4, 4))
     time.sleep(0.1)
-    taken = [seconds(lambda: ops.band_reduction(padded, band, left, right, b))]
-    taken.append(seconds(lambda: ops.bulge_chase(band, left, right, n, b)))
+    taken = [seconds(lambda: svd.band_reduction(padded, band, left, right, b))]
+    taken.append(seconds(lambda: svd.bulge_chase(band, left, right, n, b)))
     d, e = band[:n, b].astype(float), band[: n - 1, b + 1].astype(float)
     eps = float(np.finfo(dtype).eps)
-    taken.append(seconds(lambda: ops.bisection(d, e, eps / 32 * float(np.abs(d).max()), eps / 8)))
+    taken.append(seconds(lambda: svd.bisection(d, e, eps / 32 * float(np.abs(d).max()), eps / 8)))
     return taken
 
 
@@ -311,14 +312,14 @@ def products() -> dict[str, Any]:
             X = torch.randn(6144, columns, dtype=dtype, generator=generator)
             cases.append(
                 product_case(
-                    f"A·X, {columns} columns", lambda A=A, X=X: A @ X, lambda A=A, X=X: ops.product(A, X), dtype
+                    f"A·X, {columns} columns", lambda A=A, X=X: A @ X, lambda A=A, X=X: skinny.product(A, X), dtype
                 )
             )
             cases.append(
                 product_case(
                     f"Aᵀ·Y, {columns} columns",
                     lambda A=A, X=X: A.T @ X,
-                    lambda A=A, X=X: ops.adjoint_product(A, X),
+                    lambda A=A, X=X: skinny.adjoint_product(A, X),
                     dtype,
                 )
             )
@@ -327,7 +328,7 @@ def products() -> dict[str, Any]:
             X = torch.randn(rows, 768, dtype=dtype, generator=generator)
             cases.append(
                 product_case(
-                    f"{rows} rows · (768 × 2304)", lambda X=X, W=W: X @ W, lambda X=X, W=W: ops.product(X, W), dtype
+                    f"{rows} rows · (768 × 2304)", lambda X=X, W=W: X @ W, lambda X=X, W=W: skinny.product(X, W), dtype
                 )
             )
     return {"cases": cases}

@@ -13,7 +13,6 @@ bool built() { return false; }
 
 template <class T> void run(const AttentionBlocks<T>&, Stream) { absent(); }
 template <class T> void run(const GatherRows<T>&, Stream) { absent(); }
-template <class T> void run(const NormRight<T>&, Stream) { absent(); }
 template <class T> void run(const BulgeChase<T>&, Stream) { absent(); }
 void run(const Bisection&, Stream) { absent(); }
 void run(const SturmCounts&, Stream) { absent(); }
@@ -22,8 +21,6 @@ template void run(const AttentionBlocks<float>&, Stream);
 template void run(const AttentionBlocks<double>&, Stream);
 template void run(const GatherRows<float>&, Stream);
 template void run(const GatherRows<double>&, Stream);
-template void run(const NormRight<float>&, Stream);
-template void run(const NormRight<double>&, Stream);
 template void run(const BulgeChase<float>&, Stream);
 template void run(const BulgeChase<double>&, Stream);
 

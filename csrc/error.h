@@ -12,8 +12,7 @@ struct Error : std::runtime_error {
 #ifdef __CUDACC__
 inline void check_launch(const char* operation) {
   const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess)
-    throw Error(std::string(operation) + ": " + cudaGetErrorString(status));
+  if (status != cudaSuccess) throw Error(std::string(operation) + ": " + cudaGetErrorString(status));
 }
 #endif
 

@@ -33,24 +33,32 @@ TIGHTPASS_BOTH double square_root(double x) {
 #endif
 }
 
+// s over a pivot of zero: the pivot is taken for 2^-60·d², far less than a rounding, so that σ = τ is not below τ.
+constexpr double kOverZero = -0x1p60;
+
 // Fernando's Sturm count for σ < τ, on numbers or on vectors of them: s of the next row, from that of this one and its
-// pivot s + d². A pivot that is not zero is at least 2^-54 of |s|, so that its quotient is harmless. One of zero is taken
-// for 2^-60·d², far less than a rounding: σ = τ is not below τ. Where the pivot is s, as where both are infinite,
-// the quotient is 1.
+// pivot s + d². A pivot that is not zero is at least 2^-54 of |s|, so that its quotient is harmless. Where the pivot is s,
+// as where both are infinite, the quotient is 1.
 template <class V>
 TIGHTPASS_BOTH V sturm_next(V s, V pivot, V e2, V tau2) {
   V quotient = s / pivot;
-  quotient = pivot == 0 ? V{} - 0x1p60 : quotient;
+  quotient = pivot == 0 ? V{} + kOverZero : quotient;
   quotient = pivot == s ? V{} + 1 : quotient;
   return quotient * e2 - tau2;
 }
 // τ², where it would underflow the least that does not: zeros are below every τ.
-TIGHTPASS_BOTH double sturm_shift(double tau) { return tau > 0x1p-511 ? tau * tau : 0x1p-1022; }
+constexpr double kLeastTau = 0x1p-511;
+TIGHTPASS_BOTH double sturm_shift(double tau) { return tau > kLeastTau ? tau * tau : kLeastTau * kLeastTau; }
 
-// Where a bracket of singular values is cut: in the middle, or in that of the logarithms where it spans decades.
+// ‖B‖ from row and column sums, times this, is above σ₁ in spite of rounding.
+constexpr double kAbove = 1 + 0x1p-40;
+
+// Where a bracket of singular values is cut: in the middle, or in that of the logarithms where it spans more than a factor
+// of kSpread; a bracket down to zero at kDown of its upper end.
+constexpr double kSpread = 8, kDown = 0x1p-10;
 TIGHTPASS_BOTH double bisection_cut(double low, double high, double absolute) {
-  if (low > 0) return high > 8 * low ? square_root(low) * square_root(high) : low + (high - low) / 2;
-  const double next = high * 0x1p-10;
+  if (low > 0) return high > kSpread * low ? square_root(low) * square_root(high) : low + (high - low) / 2;
+  const double next = high * kDown;
   return next > absolute / 2 ? next : high / 2;
 }
 
@@ -67,7 +75,7 @@ struct Reflector {
 };
 
 // Squares below this have lost digits to underflow: a reflector made of them would not be orthogonal, and it acts on
-// columns of any size. Entries are at most 2^20, and the largest at least 2^-20, so what is dropped is below rounding.
+// columns of any size. Entries are at most kSafe, and the largest at least its inverse, so what is dropped is below rounding.
 template <class T> constexpr T kLeastRest = sizeof(T) == 4 ? T(0x1p-110) : T(0x1p-960);
 
 template <class T>

@@ -1,6 +1,6 @@
 // The contract: every operation once, for the namespaces cpu and cuda, in float and double.
 //
-// Arguments have been checked by the caller (kernels/ops.py): shapes agree, the last axis of every
+// Arguments have been checked by the caller (tightpass/kernels/): shapes agree, the last axis of every
 // array of rows is contiguous, nothing overlaps but what is said here. CUDA kernels are queued
 // on `stream`, and are not waited for.
 #pragma once
@@ -8,25 +8,27 @@
 
 namespace tightpass {
 
-// Blocks (t, s) of softmax attention's Jacobian for some output tokens t, methods §1:
+// Blocks (t, s) of softmax attention's Jacobian for some output tokens t, right-multiplied by the norm before it where there
+// is one. Each is a mix over heads of fixed products Wo_h·Wv_h, an update of rank `heads`, since the weights depend on
+// query and keys, and on the diagonal the query's own term:
 //   w   = Σ_h a[t,h,s]·p[h,o,:] + Σ_h u_h·k[t,h,:] + δ_ts·q[t,o,:],  u_h = a[t,h,s]·(vo[o,h,s] − vt[o,h,t] − rest[o,h,t])
 //   out = r_s·(w − (w·x̂_s)·x̂_s / d)
 // Row t has columns[t] blocks, s = 0 .. columns[t] − 1; the block (t, s) starts at
 // out[start[t] + s·block_stride], its rows lie row_stride apart. Nothing else is touched.
 template <class T>
 struct AttentionBlocks {
-  View<const T, 3> a;      // (rows, heads, tokens) softmax weights
-  View<const T, 3> vo;     // (d_out, heads, tokens) Wo_h v_s
-  View<const T, 3> vt;     // (d_out, heads, rows) Wo_h v_u, u the token of the row's largest weight
-  View<const T, 3> rest;   // (d_out, heads, rows) Wo_h (o_t − v_u)
-  View<const T, 3> p;      // (heads, d_out, d_in) Wo_h Wv_h, last axis contiguous
-  View<const T, 3> k;      // (rows, heads, d_in) scale·q_t Wk_h, last axis contiguous
-  View<const T, 3> q;      // (rows, d_out, d_in) query's own term, last axis contiguous; may be the diagonal of out
-  View<const T, 3> px;     // (d_out, heads, tokens) p[h,o,:]·x̂_s; with the next three absent without a norm
-  View<const T, 3> kx;     // (rows, heads, tokens) k[t,h,:]·x̂_s
-  View<const T, 2> qx;     // (rows, d_out) q[t,o,:]·x̂_t
-  View<const T, 2> x;      // (tokens, d_in) x̂, contiguous rows
-  View<const T, 1> r;      // (tokens)
+  View<const T, 3> a;     // (rows, heads, tokens) softmax weights
+  View<const T, 3> vo;    // (d_out, heads, tokens) Wo_h v_s
+  View<const T, 3> vt;    // (d_out, heads, rows) Wo_h v_u, u the token of the row's largest weight
+  View<const T, 3> rest;  // (d_out, heads, rows) Wo_h (o_t − v_u)
+  View<const T, 3> p;     // (heads, d_out, d_in) Wo_h Wv_h, last axis contiguous
+  View<const T, 3> k;     // (rows, heads, d_in) scale·q_t Wk_h, last axis contiguous
+  View<const T, 3> q;     // (rows, d_out, d_in) query's own term, last axis contiguous; may be the diagonal of out
+  View<const T, 3> px;    // (d_out, heads, tokens) p[h,o,:]·x̂_s; with the next three absent without a norm
+  View<const T, 3> kx;    // (rows, heads, tokens) k[t,h,:]·x̂_s
+  View<const T, 2> qx;    // (rows, d_out) q[t,o,:]·x̂_t
+  View<const T, 2> x;     // (tokens, d_in) x̂, contiguous rows
+  View<const T, 1> r;     // (tokens)
   View<const Index, 1> columns;   // (rows)
   View<const Index, 1> diagonal;  // (rows) the s that q belongs to; tokens() for none
   View<const Index, 1> start;     // (rows)
@@ -56,18 +58,6 @@ struct GatherRows {
   View<T, 2> out;              // (n, d), contiguous rows
 };
 
-// A matrix right-multiplied by the Jacobian of a norm at one token:
-//   w = m∘γ − mean(m∘γ),  out = r·(w − (w·x̂)·x̂ / d);  RMSNorm leaves out the mean (centred = false)
-template <class T>
-struct NormRight {
-  View<const T, 2> m;      // (n, d), contiguous rows
-  View<const T, 1> gamma;  // (d), contiguous; absent: ones
-  View<const T, 1> x;      // (d), contiguous
-  T r;
-  bool centred;
-  View<T, 2> out;  // (n, d), contiguous rows; may be m itself
-};
-
 // out = a·x for few columns: memory's speed.
 template <class T>
 struct Product {
@@ -87,13 +77,23 @@ struct AdjointProduct {
 // (high + low)[rows[b]] += blocks[b]·v[columns[b]] for all b, in twice double's precision; the adjoint:
 // (high + low)[columns[b]] += blocks[b]ᵀ·v[rows[b]].
 struct BlockProduct {
-  View<const double, 3> blocks;   // (count, m, n), contiguous rows
-  View<const Index, 1> rows;      // (count)
-  View<const Index, 1> columns;   // (count)
-  View<const double, 2> v;        // contiguous rows
-  View<double, 2> high, low;      // contiguous rows
+  View<const double, 3> blocks;  // (count, m, n), contiguous rows
+  View<const Index, 1> rows;     // (count)
+  View<const Index, 1> columns;  // (count)
+  View<const double, 2> v;       // contiguous rows
+  View<double, 2> high, low;     // contiguous rows
   bool adjoint;
 };
+
+// Python's plain versions of the operations have the constants below and those of formulas.h too; a test compares them with
+// what the extension exports.
+constexpr Index kNarrowest = 16, kWidest = 128;  // widths of a band are multiples of the one, up to the other
+constexpr Index kMostProbes = 6;                 // columns that a reduction turns beside its matrix
+constexpr Index kProbes = 4;                     // of which two stages in one call have as many
+constexpr double kSafe = 0x1p20;  // entries up to this size, and down to its inverse, are reduced as they are
+// Brackets of values are bisected down to the larger of eps·kAbsolute·(max |d| + max |e|) and eps·kRelative·σ; counts have
+// to confirm a value within eps·(σ + kSlack·σ₁).
+constexpr double kAbsolute = 0.0625, kRelative = 0.125, kSlack = 0.125;
 
 // Orthogonal Q₁, P₁ with Q₁ᵀ·A·P₁ upper banded, for A (m, n) with m ≥ n. A is destroyed. The band is added
 // up in `band`, zero before; the probes become Q₁ᵀ·left and P₁ᵀ·right.
@@ -101,9 +101,9 @@ template <class T>
 struct BandReduction {
   View<T, 2> a;      // (m, n), contiguous rows
   View<T, 2> band;   // (at least n, 3·width), contiguous: entry (i, j) at column width + j − i
-  View<T, 2> left;   // (at least m, probes), contiguous rows
+  View<T, 2> left;   // (at least m, probes), contiguous rows, at most kMostProbes
   View<T, 2> right;  // (at least n, probes), contiguous rows
-  Index width;       // a multiple of 16, at most 128
+  Index width;       // a multiple of kNarrowest, at most kWidest
 
   TIGHTPASS_BOTH T& entry(Index i, Index j) const { return band(i, width + j - i); }
 };
@@ -132,8 +132,6 @@ struct DirectReduction {
   View<double, 1> e;  // (n − 1)
 };
 
-constexpr Index kProbes = 4;
-
 // What a reduction to bidiagonal form says of itself: all of the matrix divided by `scale`. Frobenius norms.
 struct ReductionCheck {
   double largest;  // entry of A, before scaling; infinite where one is not finite, and then nothing else holds
@@ -142,7 +140,7 @@ struct ReductionCheck {
   double misfit;   // ‖B·PᵀZ − Qᵀ·AZ‖
   double right_before, right_after;  // ‖Z‖, ‖PᵀZ‖
   double left_before, left_after;    // ‖AZ‖, ‖QᵀAZ‖
-  Index misplaced;  // values that Sturm counts on their two sides do not put in their place
+  Index misplaced;                   // values that Sturm counts on their two sides do not put in their place
 };
 
 // All singular values of A (m, n), m ≥ n, divided by the check's scale and rounded to its precision: to bidiagonal form,
@@ -181,7 +179,6 @@ namespace cpu {
 const char* instruction_set();  // the one that these calls run with: "avx512", "avx2" or "baseline"
 template <class T> void run(const AttentionBlocks<T>&, int threads);
 template <class T> void run(const GatherRows<T>&, int threads);
-template <class T> void run(const NormRight<T>&, int threads);
 template <class T> void run(const BandReduction<T>&, int threads);
 template <class T> void run(const Product<T>&, int threads);
 template <class T> void run(const AdjointProduct<T>&, int threads);
@@ -203,7 +200,6 @@ bool built();
 using Stream = void*;  // a cudaStream_t
 template <class T> void run(const AttentionBlocks<T>&, Stream);
 template <class T> void run(const GatherRows<T>&, Stream);
-template <class T> void run(const NormRight<T>&, Stream);
 template <class T> void run(const BulgeChase<T>&, Stream);
 void run(const Bisection&, Stream);
 void run(const SturmCounts&, Stream);

@@ -1,4 +1,5 @@
-// Registers every operation, for each precision and device. No arithmetic and no checks: kernels/ops.py checks.
+// Registers every operation, for each precision and device. No arithmetic and no checks: tightpass/kernels/ checks.
+#include "../formulas.h"
 #include "../ops.h"
 #include "convert.h"
 
@@ -33,15 +34,10 @@ AttentionBlocks<T> attention_blocks(const py::dict& given) {
 
 template <class T>
 GatherRows<T> gather_rows(const py::dict& given) {
-  return {view<const T, 2>(given["weight"]), view<const Index, 1>(given["index"]), view<const T, 1>(given["slope"]),
-          view<const Index, 1>(given["token"]), view<const T, 2>(given["x"]), view<const T, 1>(given["r"]),
+  return {view<const T, 2>(given["weight"]), view<const Index, 1>(given["index"]),
+          view<const T, 1>(given["slope"]),  view<const Index, 1>(given["token"]),
+          view<const T, 2>(given["x"]),      view<const T, 1>(given["r"]),
           view<T, 2>(given["out"])};
-}
-
-template <class T>
-NormRight<T> norm_right(const py::dict& given) {
-  return {view<const T, 2>(given["m"]), view<const T, 1>(given["gamma"]), view<const T, 1>(given["x"]),
-          given["r"].cast<T>(), given["centred"].cast<bool>(), view<T, 2>(given["out"])};
 }
 
 template <class T>
@@ -70,8 +66,8 @@ BulgeChase<T> bulge_chase(const py::dict& given) {
 template <class T>
 py::dict two_stage(const py::dict& given, int threads) {
   ReductionCheck check{};
-  const TwoStage<T> op{view<T, 2>(given["a"]),      view<const T, 2>(given["probes"]), view<double, 1>(given["d"]),
-                       view<double, 1>(given["e"]), view<T, 1>(given["values"]),       &check,
+  const TwoStage<T> op{view<T, 2>(given["a"]),       view<const T, 2>(given["probes"]), view<double, 1>(given["d"]),
+                       view<double, 1>(given["e"]),  view<T, 1>(given["values"]),       &check,
                        given["width"].cast<Index>(), given["in_place"].cast<bool>()};
   {
     const py::gil_scoped_release released;
@@ -92,8 +88,9 @@ py::dict two_stage(const py::dict& given, int threads) {
 
 BlockProduct block_product(const py::dict& given) {
   return {view<const double, 3>(given["blocks"]), view<const Index, 1>(given["rows"]),
-          view<const Index, 1>(given["columns"]), view<const double, 2>(given["v"]), view<double, 2>(given["high"]),
-          view<double, 2>(given["low"]), given["adjoint"].cast<bool>()};
+          view<const Index, 1>(given["columns"]), view<const double, 2>(given["v"]),
+          view<double, 2>(given["high"]),         view<double, 2>(given["low"]),
+          given["adjoint"].cast<bool>()};
 }
 
 Bisection bisection(const py::dict& given) {
@@ -131,12 +128,32 @@ template <class T>
 void add_all(py::module_& module, const std::string& dtype) {
   add<AttentionBlocks<T>>(module, "attention_blocks_" + dtype, attention_blocks<T>);
   add<GatherRows<T>>(module, "gather_rows_" + dtype, gather_rows<T>);
-  add<NormRight<T>>(module, "norm_right_" + dtype, norm_right<T>);
   add_cpu<Product<T>>(module, "product_" + dtype, product<T>);
   add_cpu<AdjointProduct<T>>(module, "adjoint_product_" + dtype, adjoint_product<T>);
   add_cpu<BandReduction<T>>(module, "band_reduction_" + dtype, band_reduction<T>);
   module.def(("cpu_two_stage_" + dtype).c_str(), two_stage<T>);
   add<BulgeChase<T>>(module, "bulge_chase_" + dtype, bulge_chase<T>);
+}
+
+// What the plain versions in Python have to agree with.
+py::dict constants() {
+  py::dict out;
+  out["narrowest"] = kNarrowest;
+  out["widest"] = kWidest;
+  out["most_probes"] = kMostProbes;
+  out["probes"] = kProbes;
+  out["safe"] = kSafe;
+  out["absolute"] = kAbsolute;
+  out["relative"] = kRelative;
+  out["slack"] = kSlack;
+  out["least_rest_float32"] = kLeastRest<float>;
+  out["least_rest_float64"] = kLeastRest<double>;
+  out["over_zero"] = kOverZero;
+  out["least_tau"] = kLeastTau;
+  out["above"] = kAbove;
+  out["spread"] = kSpread;
+  out["down"] = kDown;
+  return out;
 }
 
 }  // namespace
@@ -145,6 +162,7 @@ PYBIND11_MODULE(_native, module) {
   py::register_exception<Error>(module, "NativeError", PyExc_RuntimeError);
   module.def("cuda_built", cuda::built);
   module.def("instruction_set", cpu::instruction_set);
+  module.attr("constants") = constants();
   add_all<float>(module, "float32");
   add_all<double>(module, "float64");
   add_cpu<BlockProduct>(module, "block_product_float64", block_product);

@@ -4,11 +4,8 @@
 //
 // Traffic: p (H·d² elements) is read once for each tile of tokens, k once for each tile of
 // output features; both tiles fit the second-level cache. Each block is written once.
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "isa.h"
+#include "team.h"
 
 namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA) {
 namespace {
@@ -16,8 +13,6 @@ namespace {
 constexpr int kTileRows = 8;     // blocks s in registers at a time
 constexpr int kTileVectors = 3;  // vectors of columns in registers at a time
 constexpr Index kTokenTile = 4, kFeatureTile = 8;
-
-constexpr Index round_up(Index n, Index to) { return (n + to - 1) / to * to; }
 
 template <class T>
 constexpr Index kTileColumns = Index(kTileVectors) * kLanes<T>;
@@ -161,11 +156,7 @@ void attention_blocks(const AttentionBlocks<T>& op, T* scratch, int threads) {
   (void)threads;
 #pragma omp parallel num_threads(threads)
   {
-#ifdef _OPENMP
-    const Scratch<T> mine = scratch_of(op, scratch + each * omp_get_thread_num());
-#else
-    const Scratch<T> mine = scratch_of(op, scratch + 0 * each);
-#endif
+    const Scratch<T> mine = scratch_of(op, scratch + each * this_thread());
 #pragma omp for schedule(dynamic)
     for (Index n = row_tiles * feature_tiles - 1; n >= 0; --n) {  // long rows first
       const Index t0 = n / feature_tiles * kTokenTile, o0 = n % feature_tiles * kFeatureTile;

@@ -30,7 +30,7 @@ Squares squares_of(const View<const double, 1>& d, const View<const double, 1>& 
     if (reach > bound) bound = reach;
     before = beside;
   }
-  return {room, room + n, n, bound * (1 + 0x1p-40)};
+  return {room, room + n, n, bound * kAbove};
 }
 
 // #{σ < tau} for kTogether shifts
@@ -109,8 +109,7 @@ void bisection(const Bisection& op, double* room, int threads) {
         else low[i] = middle[i];
       }
     }
-    for (Index i = 0; i < size; ++i)
-      op.values(n - 1 - start - i) = low[i] > 0 ? low[i] + (high[i] - low[i]) / 2 : 0.0;
+    for (Index i = 0; i < size; ++i) op.values(n - 1 - start - i) = low[i] > 0 ? low[i] + (high[i] - low[i]) / 2 : 0.0;
   }
   for (Index i = n - 1; i > 0; --i)  // brackets of equal values may end a rounding apart
     if (op.values(i - 1) < op.values(i)) op.values(i - 1) = op.values(i);

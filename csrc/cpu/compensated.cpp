@@ -5,7 +5,7 @@
 namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA) {
 namespace {
 
-constexpr int kTogether = 16;      // sums that run side by side
+constexpr int kTogether = 16;       // sums that run side by side
 constexpr Index kColumnTile = 128;  // columns of one task: both of their sums stay in the first-level cache
 
 // (high, low) += a·b

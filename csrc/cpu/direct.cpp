@@ -71,10 +71,10 @@ void reflect_all(const Reflections<T>& by, const View<T, 2>& a, Index from, Inde
 template <class T>
 void bidiagonalize(const DirectReduction<T>& op, T* scratch) {
   const Index m = op.m, n = op.n, rows = op.a.shape[0], width = op.a.shape[1];
-  T* const left = scratch;           // (width)
-  T* const right = left + width;     // (width)
-  T* const sums = right + width;     // (width)
-  T* const x = sums + width;         // (rows): the column that is reduced next; 0 for rows below m
+  T* const left = scratch;        // (width)
+  T* const right = left + width;  // (width)
+  T* const sums = right + width;  // (width)
+  T* const x = sums + width;      // (rows): the column that is reduced next; 0 for rows below m
   for (Index c = 0; c < 3 * width + rows; ++c) scratch[c] = 0;
   for (Index i = 0; i < m; ++i) x[i] = op.a(i, 0);
   for (Index i = 1; i < m; ++i)

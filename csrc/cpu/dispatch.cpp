@@ -4,33 +4,16 @@
 #include <memory>
 #include <vector>
 
-#include "../ops.h"
-
-#define TIGHTPASS_DECLARE(ISA)                                                    \
-  namespace tightpass::isa_##ISA {                                                \
-  template <class T> Index attention_scratch(const AttentionBlocks<T>&);          \
-  template <class T> void attention_blocks(const AttentionBlocks<T>&, T*, int);   \
-  template <class T> void gather_rows(const GatherRows<T>&, int);                 \
-  template <class T> void norm_right(const NormRight<T>&, int);                   \
-  template <class T> void product(const Product<T>&, int);                        \
-  template <class T> Index adjoint_scratch(const AdjointProduct<T>&, int);        \
-  template <class T> void adjoint_product(const AdjointProduct<T>&, T*, int);     \
-  template <class T> void survey(const View<const T, 2>&, const View<const T, 2>&, T*, Index, const View<T, 2>&, \
-                                 double*, double*, int);                          \
-  template <class T> Index band_scratch(const BandReduction<T>&, int);            \
-  template <class T> void band_reduction(const BandReduction<T>&, T*, int);       \
-  template <class T> void bidiagonalize(const DirectReduction<T>&, T*);           \
-  template <class T> void bulge_chase(const BulgeChase<T>&, Index*, int);         \
-  void block_product(const BlockProduct&, int);                                   \
-  void adjoint_block_product(const BlockProduct&, int);                           \
-  void bisection(const Bisection&, double*, int);                                 \
-  void sturm_counts(const SturmCounts&, double*, int);                            \
-  }
-
-TIGHTPASS_DECLARE(baseline)
+#define TIGHTPASS_ISA baseline
+#include "kernels.h"
+#undef TIGHTPASS_ISA
 #ifdef TIGHTPASS_X86
-TIGHTPASS_DECLARE(avx2)
-TIGHTPASS_DECLARE(avx512)
+#define TIGHTPASS_ISA avx2
+#include "kernels.h"
+#undef TIGHTPASS_ISA
+#define TIGHTPASS_ISA avx512
+#include "kernels.h"
+#undef TIGHTPASS_ISA
 #endif
 
 namespace tightpass::cpu {
@@ -65,11 +48,11 @@ Isa chosen() {
 }
 
 #ifdef TIGHTPASS_X86
-#define TIGHTPASS_CALL(FUNCTION, ...)                            \
-  switch (chosen()) {                                            \
-    case Isa::avx512: return isa_avx512::FUNCTION(__VA_ARGS__);  \
-    case Isa::avx2: return isa_avx2::FUNCTION(__VA_ARGS__);      \
-    default: return isa_baseline::FUNCTION(__VA_ARGS__);         \
+#define TIGHTPASS_CALL(FUNCTION, ...)                           \
+  switch (chosen()) {                                           \
+    case Isa::avx512: return isa_avx512::FUNCTION(__VA_ARGS__); \
+    case Isa::avx2: return isa_avx2::FUNCTION(__VA_ARGS__);     \
+    default: return isa_baseline::FUNCTION(__VA_ARGS__);        \
   }
 #else
 #define TIGHTPASS_CALL(FUNCTION, ...) return isa_baseline::FUNCTION(__VA_ARGS__);
@@ -83,6 +66,11 @@ Index scratch_each(const AttentionBlocks<T>& op) {
 template <class T>
 Index scratch_of(const BandReduction<T>& op, int threads) {
   TIGHTPASS_CALL(band_scratch, op, threads)
+}
+
+template <class T>
+Index scratch_of(const Product<T>& op) {
+  TIGHTPASS_CALL(product_scratch, op)
 }
 
 template <class T>
@@ -110,13 +98,9 @@ void run(const GatherRows<T>& op, int threads) {
 }
 
 template <class T>
-void run(const NormRight<T>& op, int threads) {
-  TIGHTPASS_CALL(norm_right, op, threads)
-}
-
-template <class T>
 void run(const Product<T>& op, int threads) {
-  TIGHTPASS_CALL(product, op, threads)
+  const std::unique_ptr<T[]> scratch(new T[std::size_t(scratch_of(op))]);
+  TIGHTPASS_CALL(product, op, scratch.get(), threads)
 }
 
 template <class T>
@@ -171,8 +155,6 @@ template void run(const AttentionBlocks<float>&, int);
 template void run(const AttentionBlocks<double>&, int);
 template void run(const GatherRows<float>&, int);
 template void run(const GatherRows<double>&, int);
-template void run(const NormRight<float>&, int);
-template void run(const NormRight<double>&, int);
 template void run(const Product<float>&, int);
 template void run(const Product<double>&, int);
 template void run(const AdjointProduct<float>&, int);

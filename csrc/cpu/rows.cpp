@@ -1,5 +1,5 @@
-// The two operations on rows: gathered weights and a matrix through a norm. Both are bound by
-// memory: every row is read once from memory, kept in the first-level cache, and written once.
+// Gathered rows of weights through a norm. Bound by memory: every row is read once from memory, kept in the
+// first-level cache, and written once.
 #include "isa.h"
 
 namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA) {
@@ -44,28 +44,7 @@ void gather_rows(const GatherRows<T>& op, int threads) {
   }
 }
 
-template <class T>
-void norm_right(const NormRight<T>& op, int threads) {
-  const Index n = op.m.shape[0], d = op.m.shape[1];
-  (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (Index i = 0; i < n; ++i) {
-    const T* const from = &op.m(i, 0);
-    T* const to = &op.out(i, 0);
-    for (Index j = 0; j < d; ++j) to[j] = op.gamma ? from[j] * op.gamma.data[j] : from[j];
-    if (op.centred) {
-      T mean = 0;
-      for (Index j = 0; j < d; ++j) mean += to[j];
-      mean /= T(d);
-      for (Index j = 0; j < d; ++j) to[j] -= mean;
-    }
-    through_norm_row(to, op.x.data, op.r, d);
-  }
-}
-
 template void gather_rows(const GatherRows<float>&, int);
 template void gather_rows(const GatherRows<double>&, int);
-template void norm_right(const NormRight<float>&, int);
-template void norm_right(const NormRight<double>&, int);
 
 }  // namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA)

@@ -1,18 +1,15 @@
 // Products of a large matrix with few columns, bound by how fast its rows come from memory, and of few rows with a
 // large one: libraries' own products are tuned for square ones (`benchmarks/svd.py`, "products").
-#include <memory>
-#include <type_traits>
-
 #include "tile.h"
 
 namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA) {
 namespace {
 
-constexpr Index kDepth = 256;  // terms of one partial sum, so that long rows do not lose digits
-constexpr Index kBlock = 96;   // rows of a that many columns go past
+constexpr Index kDepth = 256;             // terms of one partial sum, so that long rows do not lose digits
+constexpr Index kBlock = 96;              // rows of a that many columns go past
 constexpr Index kWorthThreads = 1 << 24;  // multiplications; below, one thread is done before another is awake
-constexpr Index kWorthCopy = 256;  // rows of a that a copy of x is worth
-constexpr Index kStack = 16;   // rows that share one visit to a part of the answer of aᵀ·y
+constexpr Index kWorthCopy = 256;         // rows of a that a copy of x is worth
+constexpr Index kStack = 16;              // rows that share one visit to a part of the answer of aᵀ·y
 
 // Few rows at once: those of a large matrix often lie a multiple of 4096 bytes apart, in the same places of the cache.
 template <int vectors> constexpr int kRowsOf = kAccumulators / vectors < 8 ? kAccumulators / vectors : 8;
@@ -31,6 +28,12 @@ void some_rows(const View<const T, 2>& a, const T* x, Index x_row, T* out, Index
   put<false>(out + i * out_row, out_row, total);
 }
 
+// A number of vectors that the compiler knows.
+template <int count>
+struct Vectors {
+  static constexpr int value = count;
+};
+
 // Columns of x as wide as a tile
 template <class T>
 struct Strip {
@@ -43,25 +46,30 @@ struct Strip {
 template <class T>
 class Strips {
  public:
-  Strips(const Product<T>& op, int threads) : x_(op.x) {
+  Strips(const Product<T>& op, T* scratch, int threads) : x_(op.x) {
+    if (copy_size(op) == 0) return;
+    copy_ = scratch;
     const Index n = x_.shape[0], width = x_.shape[1];
-    if (op.a.shape[0] < kWorthCopy || width <= kStripColumns) return;
-    copy_.reset(new T[n * width]);
     const Index count = (width + kStripColumns - 1) / kStripColumns;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (Index s = 0; s < count; ++s)
       for_strips(least(width, (s + 1) * kStripColumns), s * kStripColumns, [&](auto vectors, Index c) {
         constexpr int columns = decltype(vectors)::value * kLanes<T>;
-        T* to = copy_.get() + c * n;
+        T* to = copy_ + c * n;
         for (Index j = 0; j < n; ++j, to += columns)
           for (int v = 0; v < columns; v += kLanes<T>) store(to + v, load(x_.data + j * x_.stride[0] + c + v));
       });
   }
 
+  static Index copy_size(const Product<T>& op) {
+    const bool worth = op.a.shape[0] >= kWorthCopy && op.x.shape[1] > kStripColumns;
+    return worth ? op.x.shape[0] * op.x.shape[1] : 0;
+  }
+
   template <int vectors>
   Strip<T> at(Index column) const {
-    if (!copy_) return {x_.data + column, x_.stride[0]};
-    return {copy_.get() + column * x_.shape[0], vectors * kLanes<T>};
+    if (copy_ == nullptr) return {x_.data + column, x_.stride[0]};
+    return {copy_ + column * x_.shape[0], vectors * kLanes<T>};
   }
 
   // f(vectors, column) for every strip of columns [from, width)
@@ -69,15 +77,15 @@ class Strips {
   static void for_strips(Index width, Index from, F f) {
     constexpr int lanes = kLanes<T>;
     Index c = from;
-    for (; c + 4 * lanes <= width; c += 4 * lanes) f(std::integral_constant<int, 4>(), c);
-    for (; c + 2 * lanes <= width; c += 2 * lanes) f(std::integral_constant<int, 2>(), c);
-    for (; c < width; c += lanes) f(std::integral_constant<int, 1>(), c);
+    for (; c + 4 * lanes <= width; c += 4 * lanes) f(Vectors<4>(), c);
+    for (; c + 2 * lanes <= width; c += 2 * lanes) f(Vectors<2>(), c);
+    for (; c < width; c += lanes) f(Vectors<1>(), c);
   }
 
  private:
   static constexpr Index kStripColumns = 4 * kLanes<T>;
   View<const T, 2> x_;
-  std::unique_ptr<T[]> copy_;
+  T* copy_ = nullptr;
 };
 
 template <int vectors, class T>
@@ -137,13 +145,18 @@ void adjoint_any(const AdjointProduct<T>& op, T* out, Index out_row, Index top, 
 }  // namespace
 
 template <class T>
-void product(const Product<T>& op, int threads) {
+Index product_scratch(const Product<T>& op) {
+  return Strips<T>::copy_size(op);
+}
+
+template <class T>
+void product(const Product<T>& op, T* scratch, int threads) {
   const Index m = op.a.shape[0], width = op.x.shape[1];
   // some rows stay in the cache while all columns go past; as many parts for each thread
   if (m * op.a.shape[1] * width < kWorthThreads) threads = 1;
   const Index rounds = (m + kBlock * threads - 1) / (kBlock * threads);
   const Index part = round_up((m + rounds * threads - 1) / (rounds * threads), 24), parts = (m + part - 1) / part;
-  const Strips<T> strips(op, threads);
+  const Strips<T> strips(op, scratch, threads);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
   for (Index p = 0; p < parts; ++p) {
     const Index from = p * part, to = least(m, from + part);
@@ -184,8 +197,10 @@ void adjoint_product(const AdjointProduct<T>& op, T* scratch, int threads) {
       for (Index c = 0; c < width; ++c) op.out(j, c) += scratch[((p - 1) * n + j) * width + c];
 }
 
-template void product(const Product<float>&, int);
-template void product(const Product<double>&, int);
+template Index product_scratch(const Product<float>&);
+template Index product_scratch(const Product<double>&);
+template void product(const Product<float>&, float*, int);
+template void product(const Product<double>&, double*, int);
 template void adjoint_product(const AdjointProduct<float>&, float*, int);
 template void adjoint_product(const AdjointProduct<double>&, double*, int);
 template Index adjoint_scratch(const AdjointProduct<float>&, int);

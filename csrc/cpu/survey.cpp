@@ -71,7 +71,8 @@ void survey(const View<const T, 2>& a, const View<const T, 2>& probes, T* copy, 
     for (Index j = 0; j < n; j += kTogether) {
       const T* const from = source + i * source_row + j;
       const Index count = least(kTogether, n - j);
-      if (copy != nullptr && source != copy) pass<true>(from, copy + i * copy_row + j, probes, j, count, sums, most, square);
+      if (copy != nullptr && source != copy)
+        pass<true>(from, copy + i * copy_row + j, probes, j, count, sums, most, square);
       else pass<false>(from, static_cast<T*>(nullptr), probes, j, count, sums, most, square);
     }
     for (int p = 0; p < kProbes; ++p) out(i, p) = T(sums[p]);

@@ -13,10 +13,6 @@ constexpr int kAccumulators = 12;  // of 16
 
 template <class T> constexpr int kStrip = 3 * kLanes<T>;  // columns of a strip: a tile is kTall rows of it
 constexpr int kTall = kAccumulators / 3;
-constexpr Index kWidest = 128;  // of a band
-
-inline Index least(Index a, Index b) { return a < b ? a : b; }
-inline Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
 
 // acc[r][v] += Σ_k a[r·a_row + k·a_col]·b[k·b_row + v·lanes ..]
 template <int rows, int vectors, class T>
@@ -72,8 +68,7 @@ void narrow(Index m, Index width, Index depth, const T* a, Index a_row, Index a_
     narrow_columns<add, 4>(m, depth, a, a_row, a_col, b + j, b_row, out + j, out_row);
   for (; j + 2 * lanes <= width; j += 2 * lanes)
     narrow_columns<add, 2>(m, depth, a, a_row, a_col, b + j, b_row, out + j, out_row);
-  for (; j < width; j += lanes)
-    narrow_columns<add, 1>(m, depth, a, a_row, a_col, b + j, b_row, out + j, out_row);
+  for (; j < width; j += lanes) narrow_columns<add, 1>(m, depth, a, a_row, a_col, b + j, b_row, out + j, out_row);
 }
 
 }  // namespace tightpass::TIGHTPASS_NAMESPACE(TIGHTPASS_ISA)

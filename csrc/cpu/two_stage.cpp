@@ -12,7 +12,6 @@ namespace {
 
 constexpr Index kInCache = 800 << 10;  // bytes of a matrix that one stage reduces faster than two
 constexpr Index kTallest = 768;        // rows: its sums run over all of them
-constexpr double kSafe = 0x1p20;       // entries up to this size, and down to its inverse, are used as they are
 template <class T> constexpr Index kLine = 64 / Index(sizeof(T));
 
 template <class T>
@@ -76,7 +75,8 @@ void scale(const TwoStage<T>& op, const Place<T>& place, double* energy, int thr
   for (Index i = 0; i < m; ++i)
     for (Index j = 0; j < n; ++j) place.a(i, j) = place.a(i, j) * first * second;
   double ignored;
-  survey<T>({place.a.data, {m, n}, {place.a.stride[0], 1}}, op.probes, nullptr, 0, place.left, &ignored, energy, threads);
+  survey<T>({place.a.data, {m, n}, {place.a.stride[0], 1}}, op.probes, nullptr, 0, place.left, &ignored, energy,
+            threads);
 }
 
 template <class T>
@@ -132,11 +132,11 @@ Index values(const TwoStage<T>& op, int threads) {
     for (Index i = 0; i < n; ++i) op.values(i) = 0;
     return 0;
   }
-  run(Bisection{d, e, eps / 16 * (diagonal + beside), eps / 8, {room.data(), {n}, {1}}}, threads);
+  run(Bisection{d, e, eps * kAbsolute * (diagonal + beside), eps * kRelative, {room.data(), {n}, {1}}}, threads);
   for (Index i = 0; i < n; ++i) op.values(i) = T(room[std::size_t(i)]);
   double* const taus = room.data() + n;
   for (Index i = 0; i < n; ++i) {
-    const double sigma = double(op.values(i)), slack = eps * (sigma + double(op.values(0)) / 8);
+    const double sigma = double(op.values(i)), slack = eps * (sigma + kSlack * double(op.values(0)));
     taus[i] = std::fmax(sigma - slack, 0);
     room[std::size_t(i)] = sigma + slack;  // the values have been copied
   }
@@ -172,9 +172,9 @@ void run(const TwoStage<T>& op, int threads) {
   check.right_before = norm(place.right, n);
   check.left_before = norm(place.left, m);
   if (direct)
-    run(DirectReduction<T>{matrix(place.a.data, m + kProbes, place.a.stride[0], place.a.stride[0]), m, n, op.d, op.e}, threads);
-  else
-    reduce(op, place, threads);
+    run(DirectReduction<T>{matrix(place.a.data, m + kProbes, place.a.stride[0], place.a.stride[0]), m, n, op.d, op.e},
+        threads);
+  else reduce(op, place, threads);
   check.misfit = misfit(op, place.left, place.right);
   check.right_after = norm(place.right, n);
   check.left_after = norm(place.left, place.left.shape[0]);

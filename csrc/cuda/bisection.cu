@@ -6,7 +6,8 @@ namespace tightpass::cuda {
 namespace {
 
 // d², e² (the last 0), then a bound on ‖B‖; one block
-__global__ void __launch_bounds__(kThreads) squares_kernel(View<const double, 1> d, View<const double, 1> e, double* room) {
+__global__ void __launch_bounds__(kThreads)
+    squares_kernel(View<const double, 1> d, View<const double, 1> e, double* room) {
   __shared__ double reach[kThreads];
   const Index n = d.shape[0];
   double bound = 0;
@@ -20,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(View<const double, 1>
   __syncthreads();
   if (threadIdx.x > 0) return;
   for (int t = 1; t < kThreads; ++t) bound = fmax(bound, reach[t]);
-  room[2 * n] = bound * (1 + 0x1p-40);
+  room[2 * n] = bound * kAbove;
 }
 
 __device__ Index count_below(const double* room, Index n, double tau) {
@@ -50,7 +51,8 @@ __global__ void __launch_bounds__(kThreads) bisection_kernel(const Bisection op,
 
 __global__ void __launch_bounds__(kThreads) counts_kernel(const SturmCounts op, const double* room) {
   const Index index = Index(blockIdx.x) * kThreads + threadIdx.x;
-  if (index < op.taus.shape[0]) op.counts(index) = op.taus(index) > 0 ? count_below(room, op.d.shape[0], op.taus(index)) : 0;
+  if (index < op.taus.shape[0])
+    op.counts(index) = op.taus(index) > 0 ? count_below(room, op.d.shape[0], op.taus(index)) : 0;
 }
 
 unsigned blocks_for(Index count) { return unsigned((count + kThreads - 1) / kThreads); }

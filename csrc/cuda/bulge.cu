@@ -7,7 +7,6 @@ namespace {
 
 constexpr int kChasers = 256;  // threads of a block
 constexpr int kWarps = kChasers / 32;
-constexpr Index kWidest = 128;
 constexpr int kDone = 1 << 30;
 
 template <class T>
@@ -130,7 +129,8 @@ void run(const BulgeChase<T>& op, Stream stream) {
   const cudaStream_t queue = stream_of(stream);
   const std::size_t bytes = sizeof(int) * (std::size_t(op.n) + 1);
   const Scratch scratch(bytes, queue);
-  if (cudaMemsetAsync(scratch.as<int>(), 0, bytes, queue) != cudaSuccess) throw Error("bulge_chase: cannot clear scratch");
+  if (cudaMemsetAsync(scratch.as<int>(), 0, bytes, queue) != cudaSuccess)
+    throw Error("bulge_chase: cannot clear scratch");
   int device = 0, processors = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)

@@ -17,7 +17,8 @@ inline cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(
 class Scratch {
  public:
   Scratch(std::size_t bytes, cudaStream_t stream) : stream_(stream) {
-    if (cudaMallocAsync(&data_, bytes, stream) != cudaSuccess) throw Error("no memory for a kernel's scratch on the GPU");
+    if (cudaMallocAsync(&data_, bytes, stream) != cudaSuccess)
+      throw Error("no memory for a kernel's scratch on the GPU");
   }
   ~Scratch() { cudaFreeAsync(data_, stream_); }
   Scratch(const Scratch&) = delete;

@@ -100,18 +100,21 @@ void test_attention(Index tokens, Index heads, Index d_out, Index d_in, bool cau
         long double share = 0;
         if (norm) {
           for (Index h = 0; h < H; ++h)
-            share += (long double)op.a(t, h, s) *
-                     (op.px(o, h, s) + ((long double)op.vo(o, h, s) - op.vt(o, h, t) - op.rest(o, h, t)) * op.kx(t, h, s));
+            share +=
+                (long double)op.a(t, h, s) *
+                (op.px(o, h, s) + ((long double)op.vo(o, h, s) - op.vt(o, h, t) - op.rest(o, h, t)) * op.kx(t, h, s));
           if (s == t) share += op.qx(t, o);
           share /= d_in;
         }
         for (Index j = 0; j < d_in; ++j) {
           long double w = s == t ? op.q(t, o, j) : T(0), scale = std::abs(w);
           for (Index h = 0; h < H; ++h) {
-            const long double update = op.a(t, h, s) * ((long double)op.vo(o, h, s) - op.vt(o, h, t) - op.rest(o, h, t));
+            const long double update =
+                op.a(t, h, s) * ((long double)op.vo(o, h, s) - op.vt(o, h, t) - op.rest(o, h, t));
             w += op.a(t, h, s) * (long double)op.p(h, o, j) + update * op.k(t, h, j);
             scale += std::abs(op.a(t, h, s) * op.p(h, o, j)) + std::abs(update * op.k(t, h, j)) +
-                     std::abs(op.a(t, h, s)) * (std::abs(op.vo(o, h, s)) + std::abs(op.vt(o, h, t)) + std::abs(op.rest(o, h, t)));
+                     std::abs(op.a(t, h, s)) *
+                         (std::abs(op.vo(o, h, s)) + std::abs(op.vt(o, h, t)) + std::abs(op.rest(o, h, t)));
           }
           long double expected = w;
           if (norm) {
@@ -130,7 +133,7 @@ void test_attention(Index tokens, Index heads, Index d_out, Index d_in, bool cau
 template <class T>
 void test_rows(Index units, Index d, Index n, bool norm, Index offset) {
   auto weight = random_array<T>(units * d), slope = random_array<T>(n), x = random_array<T>(3 * d),
-       r = random_array<T>(3), gamma = random_array<T>(d);
+       r = random_array<T>(3);
   std::vector<Index> index, token;
   for (Index i = 0; i < n; ++i) {
     index.push_back((i * 7) % units);
@@ -158,30 +161,11 @@ void test_rows(Index units, Index d, Index n, bool norm, Index offset) {
     for (Index j = 0; j < d; ++j) {
       const long double w = (long double)slope[i] * op.weight(index[i], j);
       const long double expected = norm ? r[token[i]] * (w - inner / d * x[token[i] * d + j]) : w;
-      const long double scale = norm ? std::abs(r[token[i]]) * (std::abs(w) + size * std::abs(x[token[i] * d + j])) : std::abs(w);
+      const long double scale =
+          norm ? std::abs(r[token[i]]) * (std::abs(w) + size * std::abs(x[token[i] * d + j])) : std::abs(w);
       expect_close<T>(op.out(i, j), expected, scale + 1e-30L, "gather_rows");
     }
     expect(out[std::size_t(offset + i * stride + d)] == T(kUntouched), "gather_rows wrote outside of its rows", i, 0);
-  }
-  NormRight<T> right{};
-  auto m = random_array<T>(n * d);
-  right.m = dense(m, {n, d});
-  right.gamma = dense(gamma, {d});
-  right.x = dense(x, {d});
-  right.r = T(0.7);
-  right.centred = norm;
-  right.out = {out.data() + offset, {n, d}, {stride, 1}};
-  cpu::run(right, 2);
-  for (Index i = 0; i < n; ++i) {
-    long double mean = 0, inner = 0, size = 1;
-    for (Index j = 0; j < d; ++j) mean += norm ? (long double)m[i * d + j] * gamma[j] / d : 0;
-    for (Index j = 0; j < d; ++j) {
-      inner += ((long double)m[i * d + j] * gamma[j] - mean) * x[j];
-      size += std::abs(m[i * d + j] * gamma[j]) * (1 + std::abs(x[j]));
-    }
-    for (Index j = 0; j < d; ++j)
-      expect_close<T>(right.out(i, j), right.r * ((long double)m[i * d + j] * gamma[j] - mean - inner / d * x[j]),
-                      size * (1 + std::abs(x[j])), "norm_right");
   }
 }
 
@@ -196,9 +180,12 @@ void test_block_product(Index count, Index m, Index n, bool adjoint) {
   for (Index i = 0; i < 3 * from; ++i) v.push_back(double(whole(generator)));
   std::vector<double> high(std::size_t(3 * to)), low(std::size_t(3 * to));
   std::vector<__int128> exact(std::size_t(3 * to));
-  const BlockProduct op{dense<double, 3>(blocks, {count, m, n}), dense<Index, 1>(rows, {count}),
-                        dense<Index, 1>(columns, {count}),       dense<double, 2>(v, {3, from}),
-                        {high.data(), {3, to}, {to, 1}},         {low.data(), {3, to}, {to, 1}},
+  const BlockProduct op{dense<double, 3>(blocks, {count, m, n}),
+                        dense<Index, 1>(rows, {count}),
+                        dense<Index, 1>(columns, {count}),
+                        dense<double, 2>(v, {3, from}),
+                        {high.data(), {3, to}, {to, 1}},
+                        {low.data(), {3, to}, {to, 1}},
                         adjoint};
   cpu::run(op, 2);
   for (Index b = 0; b < count; ++b)
@@ -241,7 +228,7 @@ int main() {
   }
   bool thrown = false;
   try {
-    cuda::run(NormRight<float>{}, nullptr);
+    cuda::run(GatherRows<float>{}, nullptr);
   } catch (const Error& error) {
     thrown = std::string(error.what()) == "built without CUDA";
   }

@@ -72,7 +72,9 @@ struct Case {
     for (T& value : probes) value = T(normal(generator));
     expected = jacobi(wide, m, n);
   }
-  double allowed() const { return 8 * double(std::numeric_limits<T>::epsilon()) * std::sqrt(double(m)) * double(expected[0]); }
+  double allowed() const {
+    return 8 * double(std::numeric_limits<T>::epsilon()) * std::sqrt(double(m)) * double(expected[0]);
+  }
   void compare(const char* what, const T* values, Index count) const {
     for (Index i = 0; i < count; ++i) {
       const double off = std::abs(double(values[i] - expected[std::size_t(i)]));
@@ -88,12 +90,19 @@ void test_two_stage(Index m, Index n, Index width, int threads, bool in_place) {
   std::vector<T> values(static_cast<std::size_t>(n));
   ReductionCheck check{};
   const std::vector<T> before = it.a;
-  TwoStage<T> op{{it.a.data(), {m, n}, {n + 3, 1}}, {it.probes.data(), {kProbes, n}, {n, 1}}, {d.data(), {n}, {1}},
-                 {e.data(), {n - 1}, {1}}, {values.data(), {n}, {1}}, &check, width, in_place};
+  TwoStage<T> op{{it.a.data(), {m, n}, {n + 3, 1}},
+                 {it.probes.data(), {kProbes, n}, {n, 1}},
+                 {d.data(), {n}, {1}},
+                 {e.data(), {n - 1}, {1}},
+                 {values.data(), {n}, {1}},
+                 &check,
+                 width,
+                 in_place};
   cpu::run(op, threads);
   it.compare("two_stage", values.data(), n);
   expect(check.misplaced == 0, "counts", m, n, double(check.misplaced));
-  expect(check.misfit <= 4 * double(std::numeric_limits<T>::epsilon()) * std::sqrt(double(m)) * check.left_before, "probes", m, n, check.misfit);
+  expect(check.misfit <= 4 * double(std::numeric_limits<T>::epsilon()) * std::sqrt(double(m)) * check.left_before,
+         "probes", m, n, check.misfit);
   expect(in_place || it.a == before, "a copy was asked for", m, n, 0);
   for (Index i = 0; i < m; ++i)
     for (Index j = n; j < n + 3; ++j)
@@ -105,15 +114,18 @@ template <class T>
 void test_stages(Index m, Index n, Index width, int threads) {
   Case<T> it(m, n);
   const Index rows = n + 2 * width, probes = 3, longest = std::max(m, rows);
-  std::vector<T> band(std::size_t(rows * 3 * width)), left(std::size_t(longest * probes)), right(std::size_t(rows * probes));
+  std::vector<T> band(std::size_t(rows * 3 * width)), left(std::size_t(longest * probes)),
+      right(std::size_t(rows * probes));
   const View<T, 2> B{band.data(), {rows, 3 * width}, {3 * width, 1}};
   const View<T, 2> L{left.data(), {longest, probes}, {probes, 1}}, R{right.data(), {rows, probes}, {probes, 1}};
   cpu::run(BandReduction<T>{{it.a.data(), {m, n}, {n + 3, 1}}, B, L, R, width}, threads);
   for (Index i = 0; i < n; ++i)
     for (Index c = 0; c < 3 * width; ++c)
-      expect((c >= width && c <= 2 * width) || band[std::size_t(i * 3 * width + c)] == 0, "outside of the band", m, n, double(c));
+      expect((c >= width && c <= 2 * width) || band[std::size_t(i * 3 * width + c)] == 0, "outside of the band", m, n,
+             double(c));
   cpu::run(BulgeChase<T>{B, L, R, n, width}, threads);
-  std::vector<double> d(static_cast<std::size_t>(n)), e(static_cast<std::size_t>(n)), found(static_cast<std::size_t>(n));
+  std::vector<double> d(static_cast<std::size_t>(n)), e(static_cast<std::size_t>(n)),
+      found(static_cast<std::size_t>(n));
   for (Index i = 0; i < n; ++i) {
     d[std::size_t(i)] = double(B(i, width));
     if (i + 1 < n) e[std::size_t(i)] = double(B(i, width + 1));
@@ -149,11 +161,16 @@ void test_products(Index m, Index n, Index width, int threads) {
         const double off = std::abs(double(found[std::size_t(i * (width + 1) + c)] - sum));
         expect(off <= 16 * eps * double(size), what, m, n, off);
       }
-      expect(found[std::size_t(i * (width + 1) + width)] == T(-12345), "product wrote beside its rows", m, n, double(i));
+      expect(found[std::size_t(i * (width + 1) + width)] == T(-12345), "product wrote beside its rows", m, n,
+             double(i));
     }
   };
-  check(ax, m, n, [&](Index i, Index k) { return A(i, k); }, [&](Index k, Index c) { return x[std::size_t(k * width + c)]; }, "product");
-  check(ay, n, m, [&](Index j, Index k) { return A(k, j); }, [&](Index k, Index c) { return y[std::size_t(k * width + c)]; }, "adjoint_product");
+  check(
+      ax, m, n, [&](Index i, Index k) { return A(i, k); },
+      [&](Index k, Index c) { return x[std::size_t(k * width + c)]; }, "product");
+  check(
+      ay, n, m, [&](Index j, Index k) { return A(k, j); },
+      [&](Index k, Index c) { return y[std::size_t(k * width + c)]; }, "adjoint_product");
 }
 
 // Shifts on the values of a diagonal matrix, where pivots are zero: what is strictly below.
@@ -177,6 +194,7 @@ void test_all() {
   for (const auto& [m, n] : {std::pair<Index, Index>{1, 1}, {2, 2}, {16, 15}, {17, 17}, {33, 31}, {70, 70}, {119, 83}})
     for (const Index width : {16, 32, 48})
       for (const int threads : {1, 2, 5}) test_stages<T>(m, n, width, threads);
+  for (const Index width : {64, 80, 128}) test_stages<T>(150, 140, width, 2);  // wider than what is packed at once
 }
 
 }  // namespace

@@ -22,8 +22,9 @@ from tightpass.jacobians.twice.block import twice
 from tightpass.jacobians.twice.functions import exp
 from tightpass.jacobians.twice.matrix import matmul, sliced
 from tightpass.jacobians.twice.pair import NOISE, Pair, of, perturbed, reciprocal_root, renormalised
-from tightpass.kernels import native, ops
-from tightpass.kernels.reference import blocks as reference
+from tightpass.kernels import native
+from tightpass.kernels import products as compiled
+from tightpass.kernels.reference import products as reference
 
 TIGHT = 1e-29
 rng = np.random.default_rng(0)
@@ -143,7 +144,7 @@ def test_products_of_matrices_carry_eighty_bits(shape):
 def test_products_of_blocks_lose_nothing(which, count, m, n, adjoint):
     if which == "native" and native.extension is None:
         pytest.skip("no compiled kernels")
-    product = ops.block_product if which == "native" else reference.block_product
+    product = compiled.block_product if which == "native" else reference.block_product
     blocks, rows, columns = rng.standard_normal((count, m, n)), rng.integers(0, 3, count), rng.integers(0, 2, count)
     v = rng.standard_normal((3, m) if adjoint else (2, n)) * 10.0 ** rng.integers(-8, 8, (1, m if adjoint else n))
     shape = (2, n) if adjoint else (3, m)

@@ -15,14 +15,14 @@ import os, sys
 import numpy as np, torch
 import tightpass as tp
 from tightpass.errors import InputError
-from tightpass.kernels import ops
+from tightpass.kernels.products import product
 from tightpass.spectra.threads import one_per_core
 
 A = np.random.default_rng(0).standard_normal((700, 700))
 B = torch.eye(40, dtype=torch.float64)
 WORK = {
     "svdvals": lambda: tp.svdvals(A),
-    "product": lambda: ops.product(A, A[:, :32].copy()),
+    "product": lambda: product(A, A[:, :32].copy()),
     "jacobian": lambda: tp.jacobian(lambda x: torch.tanh(x @ B), B),
     "product of J": lambda: J @ np.ones(J.shape[1]),
     "batch": lambda: one_per_core(np.linalg.norm, [A, A]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import struct
 import subprocess
@@ -14,8 +15,13 @@ import torch
 
 import tightpass as tp
 from tightpass.errors import InputError, InstallationError
-from tightpass.kernels import native, ops
-from tightpass.kernels.reference import blocks as reference
+from tightpass.kernels import native
+from tightpass.kernels.attention import attention_blocks
+from tightpass.kernels.products import product
+from tightpass.kernels.reference import attention as reference_attention
+from tightpass.kernels.reference import rows as reference_rows
+from tightpass.kernels.rows import gather_rows
+from tightpass.kernels.svd import sturm_counts
 from tightpass.report.doctor import diagnosis
 
 DTYPES = [torch.float32, torch.float64]
@@ -84,9 +90,9 @@ def test_attention_blocks(size, causal, norm, dtype, device):
     given = attention_arguments(*size, norm, dtype, device)
     columns = [t + 1 if causal else tokens for t in range(tokens)]
     out = torch.full((tokens, tokens, d_out, d_in), 7.0, dtype=dtype, device=device)
-    ops.attention_blocks(**given, out=out, columns=columns, diagonal=range(tokens))
+    attention_blocks(**given, out=out, columns=columns, diagonal=range(tokens))
     exact = torch.full(out.shape, 7.0, dtype=torch.float64)
-    reference.attention_blocks(
+    reference_attention.attention_blocks(
         **{"norm": None} | doubled(given), out=exact, columns=columns, diagonal=range(tokens), first=None
     )
     written = exact != 7.0
@@ -106,11 +112,11 @@ def test_packed_dense_and_unaligned_outputs_agree(dtype, device):
     given = attention_arguments(tokens, heads, d_out, d_in, True, dtype, device)
     columns, first = [t + 1 for t in range(tokens)], [t * (t + 1) // 2 for t in range(tokens)]
     packed = torch.zeros(21, d_out, d_in, dtype=dtype, device=device)
-    ops.attention_blocks(**given, out=packed, columns=columns, diagonal=range(tokens), first=first)
+    attention_blocks(**given, out=packed, columns=columns, diagonal=range(tokens), first=first)
     room = torch.zeros(tokens * d_out * (tokens * d_in + 5) + 3, dtype=dtype, device=device)
     step = tokens * d_in + 5
     dense = room[3:].as_strided((tokens, tokens, d_out, d_in), (d_out * step, d_in, step, 1), 3)
-    ops.attention_blocks(**given, out=dense, columns=columns, diagonal=range(tokens))
+    attention_blocks(**given, out=dense, columns=columns, diagonal=range(tokens))
     for t in range(tokens):
         assert torch.equal(dense[t, : t + 1], packed[first[t] : first[t] + t + 1])
         assert not dense[t, t + 1 :].any()
@@ -121,12 +127,12 @@ def test_the_query_term_may_lie_in_the_output():
     given = attention_arguments(5, 2, 7, 19, True)
     columns = [t + 1 for t in range(5)]
     expected = torch.zeros(5, 5, 7, 19, dtype=torch.float64)
-    ops.attention_blocks(**given, out=expected, columns=columns, diagonal=range(5))
+    attention_blocks(**given, out=expected, columns=columns, diagonal=range(5))
     out = torch.zeros_like(expected)
     index = torch.arange(5)
     out[index, index] = given["q"]
     within = out.as_strided((5, 7, 19), (5 * 7 * 19 + 7 * 19, 19, 1))
-    ops.attention_blocks(**given | {"q": within}, out=out, columns=columns, diagonal=range(5))
+    attention_blocks(**given | {"q": within}, out=out, columns=columns, diagonal=range(5))
     assert torch.equal(out, expected)
 
 
@@ -135,7 +141,7 @@ def test_the_number_of_threads_changes_no_bit(threads):
     given = attention_arguments(9, 4, 33, 65, True, torch.float32)
     outs = [torch.zeros(9, 9, 33, 65) for _ in range(2)]
     for out, count in zip(outs, (1, threads), strict=True):
-        ops.attention_blocks(**given, out=out, columns=[9] * 9, diagonal=range(9), threads=count)
+        attention_blocks(**given, out=out, columns=[9] * 9, diagonal=range(9), threads=count)
     assert torch.equal(*outs)
 
 
@@ -143,43 +149,32 @@ def test_the_number_of_threads_changes_no_bit(threads):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("units", "d", "n"), [(1, 1, 1), (50, 21, 37), (11, 97, 5), (4, 8, 0), (300, 129, 300)])
 @pytest.mark.parametrize("norm", [False, True])
-def test_gather_rows_and_norm_right(units, d, n, norm, dtype, device):
+def test_gather_rows(units, d, n, norm, dtype, device):
     generator = torch.Generator().manual_seed(3)
 
     def array(*shape):
         return torch.randn(*shape, generator=generator, dtype=dtype).to(device)
 
-    weight, slope, x, r, gamma = array(units, d), array(n), array(3, d), array(3).abs(), array(d)
+    weight, slope, x, r = array(units, d), array(n), array(3, d), array(3).abs()
     index = torch.randint(units, (n,), generator=generator).to(device)
     token = torch.arange(n, device=device) % 3
     out = array(n, d + 2)[:, 1:-1]  # rows neither aligned nor adjacent
     pair = (x, r) if norm else None
-    ops.gather_rows(weight, index, slope, out, token if norm else None, pair)
+    gather_rows(weight, index, slope, out, token if norm else None, pair)
     exact = torch.zeros(n, d, dtype=torch.float64)
     doubles = None if pair is None else (x.double().cpu(), r.double().cpu())
-    reference.gather_rows(weight.double().cpu(), index.cpu(), slope.double().cpu(), exact, token.cpu(), doubles)
+    reference_rows.gather_rows(weight.double().cpu(), index.cpu(), slope.double().cpu(), exact, token.cpu(), doubles)
     eps = torch.finfo(dtype).eps
     assert float((out.cpu().double() - exact).abs().sum()) <= 8 * eps * float(exact.abs().sum()) * (1 + x.abs().max())
-    m = array(n, d)
-    for centred in (True, False):
-        right = torch.empty_like(m)
-        ops.norm_right(m, x[0], 0.7, right, gamma, centred)
-        exact = torch.zeros(n, d, dtype=torch.float64)
-        reference.norm_right(m.double().cpu(), x[0].double().cpu(), 0.7, exact, gamma.double().cpu(), centred)
-        scale = float((m * gamma).double().norm()) * (1 + float(x[0].double().norm()) ** 2 / d)
-        assert float((right.cpu().double() - exact).norm()) <= 8 * eps * scale
-        ops.norm_right(m.clone(), x[0], 0.7, inplace := m.clone(), gamma, centred)
-        ops.norm_right(inplace.copy_(m), x[0], 0.7, inplace, gamma, centred)
-        assert torch.equal(inplace, right)
 
 
 def test_numpy_arrays_serve_as_well():
     given = attention_arguments(4, 2, 5, 9, True)
     out = torch.zeros(4, 4, 5, 9, dtype=torch.float64)
-    ops.attention_blocks(**given, out=out, columns=[4] * 4, diagonal=range(4))
+    attention_blocks(**given, out=out, columns=[4] * 4, diagonal=range(4))
     arrays = {k: tuple(p.numpy() for p in v) if isinstance(v, tuple) else v.numpy() for k, v in given.items()}
     other = np.zeros(out.shape)
-    ops.attention_blocks(**arrays, out=other, columns=[4] * 4, diagonal=range(4))
+    attention_blocks(**arrays, out=other, columns=[4] * 4, diagonal=range(4))
     assert np.array_equal(out.numpy(), other)
 
 
@@ -232,32 +227,30 @@ def wrong(**changes):
 )
 def test_wrong_arguments_are_named_before_native_code_runs(changes, message):
     with pytest.raises(InputError, match=message):
-        ops.attention_blocks(**wrong(**changes))
+        attention_blocks(**wrong(**changes))
 
 
 def test_wrong_rows_are_named():
     weight = torch.randn(5, 4)
     out = torch.empty(2, 4)
     with pytest.raises(InputError, match=r"index: expected indices in \[0, 5\), got 0 .. 5"):
-        ops.gather_rows(weight, torch.tensor([0, 5]), None, out)
+        gather_rows(weight, torch.tensor([0, 5]), None, out)
     with pytest.raises(InputError, match="token: expected one for each row"):
-        ops.gather_rows(weight, torch.tensor([0, 1]), None, out, token=torch.tensor([0, 0]))
-    with pytest.raises(InputError, match=r"gamma: expected shape \(4,\)"):
-        ops.norm_right(weight, weight[0], 1.0, torch.empty(5, 4), weight[:, 0])
+        gather_rows(weight, torch.tensor([0, 1]), None, out, token=torch.tensor([0, 0]))
+    with pytest.raises(InputError, match=r"r: expected shape \(1,\), got \(4,\)"):
+        gather_rows(weight, torch.tensor([0, 1]), None, out, torch.tensor([0, 0]), (weight[:1], weight[0]))
     with pytest.raises(InputError, match="norm: expected x̂ and r together"):
-        ops.gather_rows(weight, torch.tensor([0, 1]), None, out, torch.tensor([0, 0]), (weight[:1], None))
-    with pytest.raises(InputError, match=r"x: expected a torch\.Tensor"):
-        ops.norm_right(weight, None, 1.0, torch.empty(5, 4))
+        gather_rows(weight, torch.tensor([0, 1]), None, out, torch.tensor([0, 0]), (weight[:1], None))
+    with pytest.raises(InputError, match=r"x: expected a torch\.Tensor like weight .*, got a numpy\.ndarray"):
+        gather_rows(weight, torch.tensor([0, 1]), None, out, torch.tensor([0, 0]), (weight[:1].numpy(), weight[0, :1]))
     with pytest.raises(InputError, match="weight: shares memory with out"):
-        ops.gather_rows(weight, torch.tensor([4, 3, 2, 1, 0]), None, weight)
-    with pytest.raises(InputError, match="m: shares memory with out"):
-        ops.norm_right(weight[:-1], weight.new_ones(4), 1.0, weight[1:])
+        gather_rows(weight, torch.tensor([4, 3, 2, 1, 0]), None, weight)
     fixed = np.zeros((2, 4), dtype=np.float32)
     fixed.flags.writeable = False
     with pytest.raises(InputError, match="out: expected an array that can be written to"):
-        ops.gather_rows(weight.numpy(), np.array([0, 1]), None, fixed)
+        gather_rows(weight.numpy(), np.array([0, 1]), None, fixed)
     with pytest.raises(InputError, match="weight: expected an array of NumPy, torch or CuPy, got list"):
-        ops.gather_rows([1.0], torch.tensor([0]), None, out)
+        gather_rows([1.0], torch.tensor([0]), None, out)
 
 
 def test_running_out_of_memory_is_an_exception():
@@ -267,7 +260,7 @@ def test_running_out_of_memory_is_an_exception():
     one = np.zeros((1, 1, 1))
     wide = np.lib.stride_tricks.as_strided(np.zeros(1), (1, 1, T), (0, 0, 0))
     with pytest.raises((MemoryError, RuntimeError)):
-        ops.attention_blocks(
+        attention_blocks(
             a, wide, one, one, one, one, one, np.zeros((1, 1, 1)), columns=[1], diagonal=[0], first=[0], threads=1
         )
 
@@ -277,6 +270,14 @@ def test_the_native_kernels_are_there():
         pytest.skip("the reference was asked for")
     assert native.extension is not None, "the installation has no native kernels"
     assert diagnosis()["kernels"] == native.description()
+
+
+@pytest.mark.skipif(native.extension is None, reason="no compiled kernels")
+def test_the_stub_names_what_the_extension_has():
+    stub = ast.parse((Path(tp.__file__).parent / "kernels" / "_native.pyi").read_text())
+    named = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    named |= {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
+    assert named == {name for name in dir(native.extension) if not name.startswith("_")}
 
 
 def in_a_process(program, folder, environment=None):
@@ -290,12 +291,13 @@ def in_a_process(program, folder, environment=None):
 def test_every_instruction_set(isa, tmp_path):
     """The attention tests once more with a narrower instruction set, in a process of its own."""
     program = (
-        "import torch; from tightpass.kernels import native, ops; import test_kernels as t\n"
+        "from tightpass.kernels import native; import test_kernels as t\n"
         "print(native.extension.instruction_set())\n"
         "for size in t.SIZES:\n"
         "    for dtype in t.DTYPES: t.test_attention_blocks(size, True, True, dtype, 'cpu')\n"
     )
-    environment = os.environ | {"TIGHTPASS_ISA": isa, "PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"TIGHTPASS_ISA": isa, "PYTHONPATH": os.pathsep.join(paths)}
     done = in_a_process(program, tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in {"baseline": {"baseline"}, "avx2": {"baseline", "avx2"}}.get(
@@ -305,8 +307,9 @@ def test_every_instruction_set(isa, tmp_path):
 
 def test_the_reference_takes_over_where_it_is_asked_for(tmp_path):
     program = (
-        "import torch, tightpass.kernels.native as n; from tightpass.kernels import ops; assert n.extension is None\n"
-        "out = ops.norm_right(torch.ones(2, 3), torch.zeros(3), 1.0, torch.empty(2, 3)); assert not out.any()\n"
+        "import torch, tightpass.kernels.native as n; from tightpass.kernels.rows import gather_rows\n"
+        "assert n.extension is None; weight, out = torch.eye(3), torch.empty(2, 3)\n"
+        "assert torch.equal(gather_rows(weight, [2, 0], None, out), weight[[2, 0]])\n"
         "print(n.description())"
     )
     environment = os.environ | {native.SWITCH: "reference"}
@@ -328,11 +331,11 @@ class Without:
 
 REAL = native.extension
 CALLS = {
-    "norm_right_float32": lambda: ops.norm_right(torch.ones(2, 3), torch.zeros(3), 1.0, torch.empty(2, 3)),
-    "product_float64": lambda: ops.product(np.ones((5, 7)), np.ones((7, 2))),
+    "gather_rows_float32": lambda: gather_rows(torch.ones(2, 3), [0], None, torch.empty(1, 3)),
+    "product_float64": lambda: product(np.ones((5, 7)), np.ones((7, 2))),
     "two_stage_float64": lambda: tp.svdvals(np.eye(5)),
     "two_stage_float32": lambda: tp.svdvals(np.eye(500, dtype=np.float32), overwrite=True),
-    "sturm_counts_float64": lambda: ops.sturm_counts(np.ones(3), np.zeros(2), np.ones(1)),
+    "sturm_counts_float64": lambda: sturm_counts(np.ones(3), np.zeros(2), np.ones(1)),
 }
 
 
@@ -352,11 +355,7 @@ def test_a_broken_extension_raises(tmp_path):
     """An extension that is there and cannot be loaded is an error, not a fallback."""
     broken = tmp_path / f"_native{Path(native.extension.__file__).name.removeprefix('_native')}"
     broken.write_bytes(b"no library")
-    program = (
-        "import sys, importlib; import tightpass.kernels as k\n"
-        f"k.__path__.insert(0, {str(tmp_path)!r}); sys.modules.pop('tightpass.kernels._native', None)\n"
-        "importlib.reload(sys.modules['tightpass.kernels.native'])"
-    )
+    program = f"import tightpass.kernels as k; k.__path__.insert(0, {str(tmp_path)!r})\nimport tightpass.kernels.native"
     done = in_a_process(program, tmp_path)
     assert done.returncode != 0
     assert "ImportError" in done.stderr
@@ -388,8 +387,6 @@ def test_the_extension_holds_code_for_the_gpus():
 def test_without_a_gpu_cuda_calls_say_what_is_missing():
     if torch.cuda.is_available() or native.extension is None:
         pytest.skip("a GPU is there")
-    given = dict.fromkeys(("m", "out"), (0, (1, 1), (1, 1))) | {
-        "gamma": None, "x": (0, (1,), (1,)), "r": 1.0, "centred": True,
-    }  # fmt: skip
-    with pytest.raises(RuntimeError, match=r"built without CUDA|norm_right: .*driver|no CUDA-capable"):
-        native.extension.cuda_norm_right_float32(given, 0)
+    given = dict.fromkeys(("weight", "out"), (0, (1, 1), (1, 1))) | dict.fromkeys(("slope", "token", "x", "r"))
+    with pytest.raises(RuntimeError, match=r"built without CUDA|gather_rows: .*driver|no CUDA-capable"):
+        native.extension.cuda_gather_rows_float32(given | {"index": (0, (1,), (1,))}, 0)

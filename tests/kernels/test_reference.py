@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import plain_layers
 import pytest
 import torch
 from oracles.places import place_of
 from oracles.small_models import HF_MODELS
 
 import tightpass as tp
-from tightpass.kernels.reference import blocks as reference
 
 IDS = [5, 17, 2, 88, 41]
 
@@ -21,7 +21,7 @@ def array(tensor):
 def test_layer_norm_closed_form_and_its_null_direction(small_opt):
     norm = small_opt.decoder.layers[0].final_layer_norm
     x = torch.randn(21, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
-    closed = reference.layer_norm(array(x), array(norm.weight), norm.eps)
+    closed = plain_layers.layer_norm(array(x), array(norm.weight), norm.eps)
     assert np.abs(closed - array(torch.func.jacrev(norm)(x))).max() <= 1e-14
     assert np.abs(closed @ np.ones(21)).max() <= 1e-14
     shrunk = np.linalg.norm(closed @ (array(x) - array(x).mean()))
@@ -35,9 +35,11 @@ def test_mlp_block_closed_form(name):
     for t, panel in enumerate(tp.jacobian(block).panels().__next__().blocks):
         h = block.x[t] if parts.mlp_norm is None else parts.mlp_norm(block.x[t])
         slope = torch.func.vmap(torch.func.grad(parts.act))(parts.up(h))
-        closed = reference.mlp(array(parts.up.weight), array(parts.down.weight), array(slope))
+        closed = plain_layers.mlp(array(parts.up.weight), array(parts.down.weight), array(slope))
         if parts.mlp_norm is not None:
-            closed = closed @ reference.layer_norm(array(block.x[t]), array(parts.mlp_norm.weight), parts.mlp_norm.eps)
+            closed = closed @ plain_layers.layer_norm(
+                array(block.x[t]), array(parts.mlp_norm.weight), parts.mlp_norm.eps
+            )
         assert np.abs(closed - array(panel)).max() <= 1e-13 * np.abs(closed).max()
 
 
@@ -57,7 +59,7 @@ def test_attention_heads_closed_form_and_their_sum(name):
         weights = [array(linear.weight)[rows] for linear in maps]
         biases = [array(linear.bias)[rows] for linear in maps]
         Wo = array(parts.projection.weight)[:, rows]
-        closed = reference.attention(array(block.x), *weights, Wo, *biases, causal=place.causal(model.config))
+        closed = plain_layers.attention(array(block.x), *weights, Wo, *biases, causal=place.causal(model.config))
         closed = closed.reshape(attention.shape)
         J = array(tp.jacobian(block).dense())
         assert np.abs(closed - J).max() <= 1e-13 * np.abs(closed).max()

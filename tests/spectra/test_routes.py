@@ -9,7 +9,8 @@ import torch
 import tightpass as tp
 from tightpass.errors import InputError, VerificationError
 from tightpass.jacobians.written import Written
-from tightpass.kernels import native, ops
+from tightpass.kernels import native
+from tightpass.kernels.products import adjoint_product, product
 from tightpass.spectra import batched, device, exact
 from tightpass.spectra.choose import choose, dense_bytes, gram_bytes
 from tightpass.spectra.gram import gram_values
@@ -165,8 +166,8 @@ def test_products_with_few_columns(m, n, width, kind, dtype):
     eps = torch.finfo(dtype).eps
     for threads in (1, 2, 3):
         for found, left, right in (
-            (ops.product(given[0], given[1], threads), A, X),
-            (ops.adjoint_product(given[0], given[2], threads), A.T, Y),
+            (product(given[0], given[1], threads), A, X),
+            (adjoint_product(given[0], given[2], threads), A.T, Y),
         ):
             wide = left.double() @ right.double()
             size = left.double().abs() @ right.double().abs()
@@ -177,10 +178,10 @@ def test_products_with_few_columns(m, n, width, kind, dtype):
 def test_products_refuse_what_does_not_fit():
     A = np.ones((4, 6))
     with pytest.raises(InputError, match="x: expected 6 rows"):
-        ops.product(A, np.ones((5, 2)))
+        product(A, np.ones((5, 2)))
     with pytest.raises(InputError, match="y: expected 4 rows"):
-        ops.adjoint_product(A, np.ones((6, 2)))
+        adjoint_product(A, np.ones((6, 2)))
     with pytest.raises(InputError, match="last axis must be contiguous"):
-        ops.product(np.ones((6, 4)).T, np.ones((6, 2)))
+        product(np.ones((6, 4)).T, np.ones((6, 2)))
     with pytest.raises(InputError, match="float32"):
-        ops.product(A, np.ones((6, 16), np.float32))
+        product(A, np.ones((6, 16), np.float32))

@@ -14,6 +14,7 @@ from tightpass.arrays import squared_norm
 from tightpass.errors import VerificationError
 from tightpass.jacobians.written import Written
 from tightpass.kernels import native
+from tightpass.kernels.svd import PROBES
 from tightpass.spectra import batched, dense, exact, lapack, twostage, verify
 from tightpass.structure import Panel
 
@@ -278,11 +279,11 @@ def test_a_block_of_no_active_unit_is_zero():
 
 def test_the_chance_of_the_probes_is_that_of_a_chi_square():
     for chance in (9e-4, 9e-4 / 64, 0.05):
-        assert twostage.quantile(chance) ** 2 == pytest.approx(scipy.stats.chi2.ppf(chance, twostage.PROBES), rel=1e-9)
+        assert twostage.quantile(chance) ** 2 == pytest.approx(scipy.stats.chi2.ppf(chance, PROBES), rel=1e-9)
     rng = np.random.default_rng(0)
     u, v = rng.standard_normal(7), rng.standard_normal(5)
     E = np.outer(u, v) / np.linalg.norm(u) / np.linalg.norm(v)  # ‖E‖₂ = 1, the hardest to see
-    seen = np.array([np.linalg.norm(E @ rng.standard_normal((5, twostage.PROBES))) for _ in range(20000)])
+    seen = np.array([np.linalg.norm(E @ rng.standard_normal((5, PROBES))) for _ in range(20000)])
     assert np.mean(seen < twostage.quantile(0.05)) == pytest.approx(0.05, abs=0.01)
 
 
@@ -291,7 +292,7 @@ def test_the_chance_of_the_probes_is_that_of_a_chi_square():
 def test_what_orthogonality_loses_is_in_the_bound(n, dtype, monkeypatch):
     """A reduction whose Q grows by some roundings: B fits the probes, which are turned by the same Q, and not A."""
     A = np.diag(np.arange(n, 0, -1)).astype(dtype)
-    grown, honest = 1 + 5 * float(np.finfo(dtype).eps) * np.sqrt(n), twostage.ops.two_stage
+    grown, honest = 1 + 5 * float(np.finfo(dtype).eps) * np.sqrt(n), twostage.svd.two_stage
 
     def faulty(*given):
         d, e, values, told = honest(*given)
@@ -299,7 +300,7 @@ def test_what_orthogonality_loses_is_in_the_bound(n, dtype, monkeypatch):
 
     if native.extension is None:
         pytest.skip("no compiled kernels")
-    monkeypatch.setattr(twostage.ops, "two_stage", faulty)
+    monkeypatch.setattr(twostage.svd, "two_stage", faulty)
     values, B = twostage.two_stage(A)
     assert np.abs(values - np.arange(n, 0, -1)).max() <= twostage.svd_error(B, float(values[0])).bound
 
@@ -316,8 +317,8 @@ def test_the_loss_of_orthogonality_is_below_its_model(name, dtype):
         band, P = band[:rows].copy(), P[:rows].copy()
         for j in range(step):
             Q[min(start + j, len(Q) - 1), j] = P[min(start + j, len(P) - 1), j] = 1
-        twostage.ops.band_reduction(A.copy(), band, Q, P, width)
-        twostage.ops.bulge_chase(band, Q[:rows], P, n, width)
+        twostage.svd.band_reduction(A.copy(), band, Q, P, width)
+        twostage.svd.bulge_chase(band, Q[:rows], P, n, width)
         left, right = np.hstack([left, Q[:m]]), np.hstack([right, P[:n]])
     both = [np.linalg.norm(X[:, :k].T @ X[:, :k] - np.eye(k), 2) for X, k in ((left, m), (right, n))]
     assert sum(both) / 2 <= twostage.loss(1.0, m, dtype)

@@ -13,7 +13,7 @@ from svd_matrices import hostile, jacobi, orthogonal, reference, with_spectrum
 
 import tightpass as tp
 from tightpass.errors import InputError, VerificationError
-from tightpass.kernels import native, ops
+from tightpass.kernels import native, svd
 from tightpass.kernels.reference import svd as reference_svd
 from tightpass.spectra import dense, twostage
 
@@ -43,10 +43,10 @@ def by_stages(A, width, threads=2):
     rows = n + 2 * width
     band = np.zeros((rows, 3 * width), A.dtype)
     left, right = np.zeros((max(m, rows), 2), A.dtype), np.zeros((rows, 2), A.dtype)
-    ops.band_reduction(A, band, left, right, width, threads)
-    ops.bulge_chase(band, left[:rows], right, n, width, threads)
+    svd.band_reduction(A, band, left, right, width, threads)
+    svd.bulge_chase(band, left[:rows], right, n, width, threads)
     d, e = band[:n, width].astype(float), band[: n - 1, width + 1].astype(float)
-    return ops.bisection(d, e, absolute=0.0, relative=1e-16, threads=threads), d, e
+    return svd.bisection(d, e, absolute=0.0, relative=1e-16, threads=threads), d, e
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -122,7 +122,7 @@ def test_small_values_of_graded_bidiagonals_have_all_their_digits(decades):
     n = 40
     d = np.geomspace(1, 10.0**-decades, n) * rng.uniform(0.5, 2, n)
     e = d[1:] * rng.uniform(0.1, 1, n - 1)
-    values = ops.bisection(d, e, absolute=0.0, relative=1e-15)
+    values = svd.bisection(d, e, absolute=0.0, relative=1e-15)
     scale = 10.0 ** (decades / 2)  # long double's range is wide enough; rows and columns need no scaling
     sigma = jacobi((np.diag(d) + np.diag(e, 1)).astype(np.longdouble) * scale) / scale
     assert float(np.abs(values / sigma - 1).max()) <= 200 * np.finfo(float).eps
@@ -132,13 +132,13 @@ def test_small_values_of_graded_bidiagonals_have_all_their_digits(decades):
 def test_counts_agree_with_values(n):
     rng = np.random.default_rng(5)
     d, e = rng.standard_normal(n), rng.standard_normal(n - 1)
-    values = ops.bisection(d, e, absolute=0.0, relative=1e-14)
+    values = svd.bisection(d, e, absolute=0.0, relative=1e-14)
     taus = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [values[0] * 1.1]])
     expected = [int((values < tau).sum()) for tau in taus]
-    assert ops.sturm_counts(d, e, taus).tolist() == expected
+    assert svd.sturm_counts(d, e, taus).tolist() == expected
 
 
-WAYS = [ops.sturm_counts, reference_svd.sturm_counts]
+WAYS = [svd.sturm_counts, reference_svd.sturm_counts]
 
 
 @pytest.mark.parametrize("count", WAYS, ids=["compiled", "reference"])
@@ -199,11 +199,12 @@ def test_a_diagonal_matrix_is_decomposed_where_it_lies():
     assert np.abs(values - d).max() <= float(np.finfo(np.float32).eps) * 524288
 
 
-def test_count_above_without_values():
+def test_counts_of_the_reduced_matrix_agree_with_its_values():
     A = with_spectrum(np.geomspace(1, 1e-6, 60))
     values, B = twostage.two_stage(A)
-    for tau in (0.5, 1e-3, 2e-6):
-        assert B.count_above(tau) == int((values >= tau).sum())
+    taus = np.array([0.5, 1e-3, 2e-6])
+    below = svd.sturm_counts(B.d, B.e, taus / B.scale)
+    assert below.tolist() == [int((values < tau).sum()) for tau in taus]
 
 
 # ---- verification
@@ -250,7 +251,7 @@ def test_probes_catch_a_matrix_that_changed_under_way(n, fault, dtype, monkeypat
     A = with_spectrum(np.geomspace(1, 1e-3, n)).astype(dtype)
     wrong = A.copy()
     BROKEN[fault](wrong)
-    true, honest = twostage.two_stage(A)[1], ops.two_stage
+    true, honest = twostage.two_stage(A)[1], svd.two_stage
 
     def faulty(a, *rest):
         d, e, values, told = honest(wrong, *rest)
@@ -269,7 +270,7 @@ def test_probes_catch_a_matrix_that_changed_under_way(n, fault, dtype, monkeypat
             },
         )
 
-    monkeypatch.setattr(ops, "two_stage", faulty)
+    monkeypatch.setattr(svd, "two_stage", faulty)
     with pytest.raises(VerificationError):
         twostage.two_stage(A)
 
@@ -465,7 +466,7 @@ def test_native_bulges_are_the_references(n, width, dtype):
         stop = min(width, n - 1 - i) + 1
         whole[i, i : i + stop] = band[i, width : width + stop]
     plain = [array.copy() for array in (band, left, right)]
-    ops.bulge_chase(band, left, right, n, width)
+    svd.bulge_chase(band, left, right, n, width)
     reference_svd.bulge_chase(*plain, n, width)
     eps = np.finfo(dtype).eps * np.sqrt(n)
     values = []
@@ -485,12 +486,35 @@ def test_native_bulges_are_the_references(n, width, dtype):
 
 
 @compiled
+def test_constants_are_the_same_in_both_languages():
+    ours = {
+        "narrowest": svd.WIDTHS[0],
+        "widest": svd.WIDTHS[-1],
+        "most_probes": svd.MOST_PROBES,
+        "probes": svd.PROBES,
+        "safe": svd.SAFE,
+        "absolute": svd.ABSOLUTE,
+        "relative": svd.RELATIVE,
+        "slack": svd.SLACK,
+        "least_rest_float32": reference_svd.LEAST_REST[4],
+        "least_rest_float64": reference_svd.LEAST_REST[8],
+        "over_zero": reference_svd.OVER_ZERO,
+        "least_tau": reference_svd.LEAST_TAU,
+        "above": reference_svd.ABOVE,
+        "spread": reference_svd.SPREAD,
+        "down": reference_svd.DOWN,
+    }
+    assert native.extension.constants == ours
+    assert svd.WIDTHS.step == svd.WIDTHS[0]
+
+
+@compiled
 @pytest.mark.parametrize("n", [1, 2, 30, 300])
 def test_native_bisection_is_the_references(n):
     rng = np.random.default_rng(n)
     d, e = rng.standard_normal(n), rng.standard_normal(n - 1)
     d[n // 2] = 0.0
-    values = ops.bisection(d, e, 0.0, 1e-14)
+    values = svd.bisection(d, e, 0.0, 1e-14)
     assert np.allclose(values, reference_svd.bisection(d, e, 0.0, 1e-14), rtol=1e-12, atol=1e-150)
     taus = np.r_[0.0, rng.uniform(0, 4, 50)]
-    assert np.array_equal(ops.sturm_counts(d, e, taus), reference_svd.sturm_counts(d, e, taus))
+    assert np.array_equal(svd.sturm_counts(d, e, taus), reference_svd.sturm_counts(d, e, taus))

@@ -21,7 +21,7 @@ from tightpass.jacobians.operator import Jacobian
 from tightpass.jacobians.perturbed import DRAWS, moved
 from tightpass.jacobians.twice.block import Twice
 from tightpass.jacobians.twice.pair import Pair, of
-from tightpass.kernels import ops
+from tightpass.kernels.products import block_product
 from tightpass.rank.records import Part
 from tightpass.structure import Panel
 
@@ -107,7 +107,7 @@ class Difference:
         high, low = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
         for panel in self.stored():
             blocks = panel.blocks.cpu().double().contiguous()
-            ops.block_product(blocks, panel.rows, panel.columns, v, high, low, adjoint)
+            block_product(blocks, panel.rows, panel.columns, v, high, low, adjoint)
         return Pair(high, torch.zeros_like(low)) + low
 
     def _exact(self, product: Callable[[Pair], Pair], v: torch.Tensor) -> Pair:

@@ -21,7 +21,7 @@ from tightpass.jacobians.operator import Jacobian
 from tightpass.jacobians.probe import LEAK, WrittenProduct, explained, ratio
 from tightpass.jacobians.twice.block import Twice, twice
 from tightpass.jacobians.twice.pair import of
-from tightpass.kernels import ops
+from tightpass.kernels.products import block_product
 from tightpass.rank.records import Bound, Evidence, Explanation, Part
 from tightpass.structure import BlockDiagonal, Dense, Panel
 
@@ -179,5 +179,5 @@ def _gain_along_ones(blocks: Any) -> Any:
     count, m, d = blocks.shape
     high, low = np.zeros((count, m)), np.zeros((count, m))
     wide = np.ascontiguousarray(blocks, dtype=np.float64)
-    ops.block_product(wide, range(count), [0] * count, np.ones((1, d)), high, low)
+    block_product(wide, range(count), [0] * count, np.ones((1, d)), high, low)
     return np.sum((high + low) ** 2, axis=1) / d

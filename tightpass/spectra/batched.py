@@ -16,10 +16,11 @@ from scipy.linalg import get_lapack_funcs
 from tightpass.arrays import is_torch, on_host, squared_norm
 from tightpass.confidence import ASSUMED, CERTAIN, PROBED
 from tightpass.errors import VerificationError
+from tightpass.kernels.svd import PROBES
 from tightpass.spectra import device
 from tightpass.spectra.dense import BASIC, Answer, against_reference, rounded, verified
 from tightpass.spectra.threads import one_per_core
-from tightpass.spectra.twostage import CHANCE, LOSS, MISFIT, PROBES, loss, probed_error, probes, quantile
+from tightpass.spectra.twostage import CHANCE, LOSS, MISFIT, loss, probed_error, probes, quantile
 from tightpass.spectra.verify import SMALL, SvdError, check_values
 
 Matrix = NDArray[np.floating[Any]]

@@ -21,13 +21,13 @@ from scipy.special import gammaincinv
 from tightpass.arrays import beside, dtype_name, on_host, placement
 from tightpass.confidence import ASSUMED, PROBED, allowed_energy, tolerance
 from tightpass.errors import VerificationError
-from tightpass.kernels import ops
+from tightpass.kernels import svd
+from tightpass.kernels.svd import ABSOLUTE, PROBES, RELATIVE, SAFE, SLACK
 from tightpass.spectra.verify import SvdError
 
 Matrix = Any
 Values = NDArray[np.floating[Any]]
 
-PROBES = 4
 CHANCE = 9e-4
 """That the probes' bound fails, for one matrix or for all blocks of one together: what is left of a thousandth is for the
 other parts of a floor. A χ² of four degrees of freedom is below 0.0861 with this probability."""
@@ -38,8 +38,6 @@ TURNED = 16.0
 LOSS = 10.0
 """Half of ‖QᵀQ − I‖₂ + ‖PᵀP − I‖₂ is taken for at most this many eps·√N: about 1 was measured on most matrices, 9 on
 Läuchli's. It moves values by as much, relative to σ₁ at most (Ostrowski 1959), and four probes cannot see it."""
-SAFE = 2.0**20
-"""Entries up to this size, and down to its inverse, are used as they are."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,6 @@ class Bidiagonal:
     def error(self, chance: float = CHANCE) -> float:
         """‖E‖₂ is below this, whatever E, but for a part `chance` of all draws of Z."""
         return self.misfit / quantile(chance)
-
-    def count_above(self, tau: float, threads: int | None = None) -> int:
-        """How many singular values of B are at least tau: by one Sturm count, without computing them."""
-        below = ops.sturm_counts(self.d, self.e, np.array([tau / self.scale]), threads=threads)
-        return len(self.d) - int(below[0])
 
 
 def band_width(n: int) -> int:
@@ -91,7 +84,7 @@ def two_stage(
     Z = probes(n, dtype_name(A.dtype))
     place = placement("A", A)
     in_place = overwrite and place.writable and (n == 1 or place.strides[1] == 1) and place.strides[0] >= n
-    found = ops.two_stage(A, beside(Z, A), b, in_place, threads)
+    found = svd.two_stage(A, beside(Z, A), b, in_place, threads)
     d, e, values, told = found or _by_library(A, Z, b, in_place)
     if not np.isfinite(told["largest"]):
         raise VerificationError("the matrix has entries that are not finite")
@@ -129,7 +122,7 @@ def _check(told: dict[str, float], unit: float) -> None:
 
 
 def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any, Any, None, dict[str, float]]:
-    """The reduction of `ops.two_stage` in products of the array library: for arrays on a GPU."""
+    """The reduction of `kernels.svd.two_stage` in products of the array library: for arrays on a GPU."""
     m, n = A.shape
     largest = max(-float(A.min()), float(A.max()))
     scale = (
@@ -150,8 +143,8 @@ def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any
     energy = sum(float((A[i : i + few, :] ** 2).sum()) for i in range(0, m, few))
     before = [on_host(array).astype(np.float64) for array in (left, right)]
     band = beside(np.zeros((rows, 3 * b)), A)
-    ops.band_reduction(A, band, left, right, b)
-    ops.bulge_chase(band, left[:rows, :], right, n, b)
+    svd.band_reduction(A, band, left, right, b)
+    svd.bulge_chase(band, left[:rows, :], right, n, b)
     d = np.ascontiguousarray(on_host(band[:n, b]), dtype=np.float64)
     e = np.ascontiguousarray(on_host(band[: n - 1, b + 1]), dtype=np.float64)
     turned_left, turned_right = (on_host(array).astype(np.float64) for array in (left, right))
@@ -167,7 +160,7 @@ def bidiagonal_values(B: Bidiagonal, threads: int | None = None) -> Values:
     """All singular values of B in A's precision, descending, not yet multiplied by its scale."""
     eps = float(np.finfo(B.dtype).eps)
     reach = float(np.abs(B.d).max() + (np.abs(B.e).max() if len(B.e) else 0.0))
-    values = ops.bisection(B.d, B.e, absolute=eps / 16 * reach, relative=eps / 8, threads=threads)
+    values = svd.bisection(B.d, B.e, absolute=eps * ABSOLUTE * reach, relative=eps * RELATIVE, threads=threads)
     return np.asarray(values, dtype=B.dtype)
 
 
@@ -182,9 +175,9 @@ def check_by_counts(B: Bidiagonal, values: Values, threads: int | None = None) -
     if not (B.d.any() or B.e.any() or values.any()):
         return  # zero, and rightly so
     sigma = values.astype(np.float64)
-    slack = float(np.finfo(B.dtype).eps) * (sigma + sigma[0] / 8)
+    slack = float(np.finfo(B.dtype).eps) * (sigma + SLACK * sigma[0])
     taus = np.concatenate([np.maximum(sigma - slack, 0), sigma + slack])
-    counts = ops.sturm_counts(B.d, B.e, taus, threads=threads)
+    counts = svd.sturm_counts(B.d, B.e, taus, threads=threads)
     place = np.arange(n - 1, -1, -1)  # how many values are smaller
     wrong = (counts[:n] > place) | (counts[n:] <= place)
     if wrong.any():

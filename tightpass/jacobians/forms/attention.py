@@ -28,7 +28,7 @@ from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Piece
 from tightpass.jacobians.forms.norm import NormAt
 from tightpass.jacobians.forms.products import through
 from tightpass.jacobians.forms.rotation import Rotation
-from tightpass.kernels import ops
+from tightpass.kernels.attention import attention_blocks
 from tightpass.structure import BlockLowerTriangular, Dense, Panel
 
 SCORE_BYTES = 4 * 2**20
@@ -213,7 +213,7 @@ class ClosedAttention(Piece):
         if self.norm is not None:
             KX = (self.heads.scale * self.heads.q[:, which] @ self._xhat_heads[1].mT).transpose(0, 1)
             norm = (self._PX, KX, QX, self.norm.xhat, self.norm.r)
-        ops.attention_blocks(
+        attention_blocks(
             a=self.a[:, which].transpose(0, 1),
             vo=self._VO,
             vt=self._VT[:, :, which],
@@ -248,7 +248,7 @@ class ClosedAttention(Piece):
             if self.norm is not None and QX is not None:
                 xhat = self.norm.xhat
                 norm = (self._PX[:, :, here], (K @ xhat[s])[..., None], QX[skipped:], xhat[here], self.norm.r[here])
-            ops.attention_blocks(
+            attention_blocks(
                 a=self.a[:, which, here].transpose(0, 1),
                 vo=self._VO[:, :, here],
                 vt=self._VT[:, :, which],

@@ -16,7 +16,7 @@ import torch
 from tightpass.jacobians.forms.base import Cost, Piece, groups, in_parts
 from tightpass.jacobians.forms.norm import NormAt, sum_of
 from tightpass.jacobians.forms.products import through
-from tightpass.kernels import ops
+from tightpass.kernels.rows import gather_rows
 from tightpass.structure import BlockDiagonal, Panel
 
 GATHERED = 32
@@ -102,7 +102,7 @@ class ClosedMLP(Piece):
         if len(index) == self.down.shape[1]:
             return self._down_rows
         out = self.down.new_empty(len(index), self.d_out)
-        return ops.gather_rows(self._down_rows, index, None, out, threads=threads)  # type: ignore[no-any-return]
+        return gather_rows(self._down_rows, index, None, out, threads=threads)  # type: ignore[no-any-return]
 
     def _rows(self, t: int, index: torch.Tensor, threads: int | None = None) -> torch.Tensor:
         token = None if self.norm is None else torch.full_like(index, t)
@@ -110,9 +110,7 @@ class ClosedMLP(Piece):
         parts = []
         for branch in self.branches:
             rows = self.down.new_empty(len(index), self.d_in)
-            parts.append(
-                ops.gather_rows(branch.weight, index, branch.slope[t][index], rows, token, norm, threads=threads)
-            )
+            parts.append(gather_rows(branch.weight, index, branch.slope[t][index], rows, token, norm, threads=threads))
         return sum_of(parts)
 
     def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:

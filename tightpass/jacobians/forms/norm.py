@@ -15,7 +15,6 @@ from torch import nn
 
 from tightpass.jacobians.forms.base import Cost, Piece, groups
 from tightpass.jacobians.unknown import NoClosedFormError
-from tightpass.kernels import ops
 from tightpass.models.norms import rms_epsilon
 from tightpass.structure import BlockDiagonal, Panel
 
@@ -45,10 +44,6 @@ class NormAt:
         xhat, r = self.xhat[:n], self.r[:n]
         inner = torch.einsum("ktd,td->kt", tangents, xhat) / xhat.shape[-1]
         return torch.addcmul(tangents, inner[..., None], xhat, value=-1).mul_(r[:, None])
-
-    def right(self, matrix: torch.Tensor, t: int, out: torch.Tensor) -> torch.Tensor:
-        """matrix (n, d) · dN at token t, γ and centring included."""
-        return ops.norm_right(matrix, self.xhat[t], float(self.r[t]), out, self.gamma, self.centred)  # type: ignore[no-any-return]
 
     def squared_shrink(self) -> torch.Tensor:
         """2/d − ‖x̂‖²/d², (T,): ‖w·dN‖² = r²·(‖w'‖² − shrink·(w'·x̂)²)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tightpass.kernels import ops
+from tightpass.kernels.products import product
 
 
 def through(at: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
@@ -13,4 +13,4 @@ def through(at: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
     rows = at.reshape(-1, at.shape[-1])
     if at.is_cuda or W.shape[1] % 16 or rows.stride(1) != 1 or W.stride(1) != 1:
         return at @ W
-    return ops.product(rows, W).view(*at.shape[:-1], W.shape[1])  # type: ignore[no-any-return]
+    return product(rows, W).view(*at.shape[:-1], W.shape[1])  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The stages of the two-stage SVD, plain: the oracle of the compiled kernels and what runs where they are not built.
+"""The stages of the two-stage SVD.
 
 `band_reduction` is written over the array API, and is what runs on a GPU: all of it is products of the array library.
 """
@@ -11,13 +11,22 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from tightpass.arrays import beside, on_host
+
 Values = NDArray[np.float64]
 ROWS = 2048
 """Rows of the trailing matrix that are updated at once, so that the product takes little memory of its own."""
 
+# As in csrc/formulas.h, which says why.
+LEAST_REST = {4: 2.0**-110, 8: 2.0**-960}  # by bytes of an entry
+OVER_ZERO = -(2.0**60)
+LEAST_TAU = 2.0**-511
+ABOVE = 1 + 2.0**-40
+SPREAD, DOWN = 8.0, 2.0**-10
+
 
 def band_reduction(a: Any, band: Any, left: Any, right: Any, width: int) -> None:
-    """`ops.band_reduction`: X = TᵀVᵀA, then one update of rank 2·width a step for both reflectors."""
+    """As `tightpass.kernels.svd.band_reduction`: X = TᵀVᵀA, then one update of rank 2·width a step for both reflectors."""
     b = width
     if 3 * a.shape[0] > 5 * a.shape[1]:
         a = _triangle(a, left)
@@ -95,7 +104,7 @@ def householder(panel: Any) -> tuple[Any, Any, Any]:
 
 
 def bulge_chase(band: Any, left: Any, right: Any, n: int, width: int) -> None:
-    """`ops.bulge_chase`, one sweep after the other, in NumPy."""
+    """As `tightpass.kernels.svd.bulge_chase`, one sweep after the other, in NumPy."""
     b = width
     host, y, z = (np.ascontiguousarray(on_host(array)).copy() for array in (band, left, right))
     size = host.itemsize
@@ -124,10 +133,6 @@ def bulge_chase(band: Any, left: Any, right: Any, n: int, width: int) -> None:
         array[:] = beside(result, array)
 
 
-LEAST_REST = {4: 2.0**-110, 8: 2.0**-960}
-"""As in csrc/formulas.h, by bytes of an entry."""
-
-
 def _clear(x: Any) -> tuple[Any, float]:
     """v and tau of the reflector that turns x into (beta, 0, ..), which is written to x."""
     alpha, rest = x[0], np.vdot(x[1:], x[1:])
@@ -143,30 +148,30 @@ def _clear(x: Any) -> tuple[Any, float]:
 
 
 def sturm_counts(d: Values, e: Values, taus: Values) -> NDArray[np.int64]:
-    """`ops.sturm_counts`: negative pivots of BᵀB − τ²I (Fernando 1998). What becomes of a pivot of zero is said in
-    csrc/formulas.h."""
+    """As `tightpass.kernels.svd.sturm_counts`: negative pivots of BᵀB − τ²I (Fernando 1998). What becomes of a pivot of
+    zero is said in csrc/formulas.h."""
     d2, e2 = d**2, np.append(e**2, 0.0)
-    shifts = np.where(taus > 2.0**-511, taus, 2.0**-511) ** 2
+    shifts = np.where(taus > LEAST_TAU, taus, LEAST_TAU) ** 2
     s, counts = -shifts, np.zeros(len(taus), dtype=np.int64)
     with np.errstate(all="ignore"):
         for i in range(len(d)):
             pivot = s + d2[i]
             counts += pivot < 0
-            quotient = np.where(pivot == s, 1.0, np.where(pivot == 0, -(2.0**60), s / pivot))
+            quotient = np.where(pivot == s, 1.0, np.where(pivot == 0, OVER_ZERO, s / pivot))
             s = quotient * e2[i] - shifts
     return np.where(taus > 0, counts, 0)
 
 
 def bisection(d: Values, e: Values, absolute: float, relative: float) -> Values:
-    """`ops.bisection`, all values at once."""
+    """As `tightpass.kernels.svd.bisection`, all values at once."""
     n = len(d)
     off = np.append(np.abs(e), 0.0)
-    bound = float(np.max(np.abs(d) + np.maximum(off, np.append(0.0, off[:-1])))) * (1 + 2.0**-40)
+    bound = float(np.max(np.abs(d) + np.maximum(off, np.append(0.0, off[:-1])))) * ABOVE
     low, high, index = np.zeros(n), np.full(n, bound), np.arange(n)
     while bound > 0:
         with np.errstate(over="ignore"):
-            spread = np.where(high > 8 * low, np.sqrt(low) * np.sqrt(high), low + (high - low) / 2)
-        first = high * 2.0**-10
+            spread = np.where(high > SPREAD * low, np.sqrt(low) * np.sqrt(high), low + (high - low) / 2)
+        first = high * DOWN
         middle = np.where(low > 0, spread, np.where(first > absolute / 2, first, high / 2))
         open_ = (high - low > np.maximum(absolute, relative * high)) & (middle > low) & (middle < high)
         if not np.any(open_):
@@ -175,18 +180,3 @@ def bisection(d: Values, e: Values, absolute: float, relative: float) -> Values:
         high, low = np.where(open_ & above, middle, high), np.where(open_ & ~above, middle, low)
     ascending = np.where(low > 0, low + (high - low) / 2, 0.0)
     return np.maximum.accumulate(ascending)[::-1].copy()
-
-
-def on_host(array: Any) -> NDArray[Any]:
-    """Any array as NumPy's, copied where it lies on a GPU."""
-    if isinstance(array, np.ndarray):
-        return array
-    return array.get() if hasattr(array, "get") else array.detach().cpu().numpy()  # type: ignore[no-any-return]
-
-
-def beside(values: NDArray[Any], like: Any) -> Any:
-    """A NumPy array as one of the kind, precision and device of `like`."""
-    xp = array_namespace(like)
-    if isinstance(like, np.ndarray):
-        return values.astype(like.dtype, copy=False)
-    return xp.asarray(values, dtype=like.dtype, device=like.device)

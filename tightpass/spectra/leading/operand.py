@@ -12,7 +12,7 @@ import torch
 from tightpass.arrays import dtype_name, is_cupy, squared_norm
 from tightpass.confidence import ROUNDINGS
 from tightpass.errors import InputError, TightpassError
-from tightpass.kernels import native, ops
+from tightpass.kernels import native, products
 from tightpass.spectra.dense import check_matrix
 
 Array = Any
@@ -53,12 +53,12 @@ FEW = 64
 
 def times(A: Array, X: Array) -> Array:
     """A·X, at the speed of memory where there are few columns."""
-    return ops.product(A, X) if _few(A, X) else A @ X
+    return products.product(A, X) if _few(A, X) else A @ X
 
 
 def adjoint_times(A: Array, Y: Array) -> Array:
     """Aᵀ·Y, at the speed of memory where there are few columns."""
-    return ops.adjoint_product(A, Y) if _few(A, Y) else A.T @ Y
+    return products.adjoint_product(A, Y) if _few(A, Y) else A.T @ Y
 
 
 def _few(A: Array, X: Array) -> bool:
