@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,18 +11,27 @@ import torch
 from tightpass.arrays import dtype_name, on_host
 from tightpass.confidence import CERTAIN, allowed_energy
 from tightpass.evidence.arithmetic import estimated_of_products, frobenius, measured_of_products, norm2
+from tightpass.evidence.arithmetic import work_of as work_of_measuring
 from tightpass.evidence.bounds import structural_bounds
 from tightpass.evidence.collect import OTHER, check_range
 from tightpass.evidence.explain import by_distance, by_head
+from tightpass.evidence.explain import work_of as work_of_heads
 from tightpass.evidence.units import units
+from tightpass.evidence.units import work_of as work_of_units
+from tightpass.jacobians.forms.base import Cost
 from tightpass.jacobians.operator import Jacobian
-from tightpass.jacobians.twice.block import twice
+from tightpass.jacobians.twice.block import TwiceCost, twice
+from tightpass.models.shape import Shape
 from tightpass.rank.floor import Floor, storage
 from tightpass.rank.records import Bound, Evidence, Explanation, Part
 from tightpass.rank.spectrum import Spectrum
-from tightpass.spectra.leading.krylov import Leading, svds
+from tightpass.spectra.leading.krylov import BLOCK, Leading, svds
+from tightpass.spectra.leading.krylov import work_of as work_of_svds
+from tightpass.work import Work, passing
 
 DEFAULT_K = 64
+ARRAYS = 3
+"""Of all columns of a product, beside what comes in: a copy by token, the answer, and that by column."""
 PROBES = 32
 """Random columns that ‖J‖_F² is estimated from where no closed form has it."""
 
@@ -57,6 +67,23 @@ def leading_spectrum(J: Jacobian, k: int = DEFAULT_K, vectors: int = 0) -> Spect
         Vh=on_host(found.Vh)[kept] if vectors else None,
         residuals=residuals[kept] if vectors else None,
         total=size,
+    )
+
+
+def work_of(cost: Cost, exact: TwiceCost, kind: str, tokens: int, shape: Shape, k: int, itemsize: int) -> Work:
+    """Of `leading_spectrum`."""
+    size = tokens * shape.width
+    k = min(k, size)
+    columns, several = max(k, BLOCK), ARRAYS * size * itemsize
+
+    def product(columns: int) -> Work:
+        return passing(several * columns + cost.product_bytes(columns, itemsize), cost.product)
+
+    norm = passing(cost.norm * 8) if cost.norm else product(PROBES).then(passing(2 * PROBES * size * 8))
+    return (
+        work_of_svds(size, size, k, itemsize, product(columns))
+        .then(replace(norm, flops=0.0), exact.made, work_of_units(shape, kind, tokens, itemsize))
+        .then(work_of_measuring(exact, size, size), work_of_heads(cost, kind, tokens, shape, itemsize))
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ class LayerShape:
     kv_heads: int
     d_head: int
     d_ff: int
+
+    def weights(self, width: int) -> int:
+        """Entries of its linear maps, in a model of this width."""
+        return 2 * width * ((self.heads + self.kv_heads) * self.d_head + self.d_ff)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Shape:
     parameters: int
     causal: bool
     noted: tuple[str, ...]
+
+    @property
+    def widest(self) -> LayerShape:
+        """A layer with as much of everything as any has."""
+        each = zip(*map(astuple, self.layers), strict=True)
+        return LayerShape(*(max(sizes) for sizes in each))
 
 
 def shape_of(base: nn.Module) -> Shape:
