@@ -13,10 +13,13 @@ import gc
 import json
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from common import fresh_process, peak_since_reset, reset_peak, save, table
 
+AT_ONCE = 2
+"""Processes."""
 LAYER = {"layers": "0"}
 OPT = {"model": "opt-125m", "weights": "random", "layers": "0"}
 TOPK = {"method": "topk"}
@@ -50,17 +53,16 @@ QUESTIONS: list[dict[str, Any]] = [
     {"block": "attn", "tokens": 4, **OPT},
     {"block": "attn", "tokens": 4, **FLOAT32, **OPT},
     {"block": "attn", "tokens": 64, "k": 1, **TOPK, **OPT},
-    {"block": "attn", "tokens": 128, "k": 16, **TOPK, **FLOAT32, **OPT},
-    {"block": "attn", "tokens": 256, "k": 1, **TOPK, **OPT},
+    {"block": "attn", "tokens": 48, "k": 16, **TOPK, **FLOAT32, **OPT},
     {"block": "head", "head": 3, "tokens": 4, **OPT},
-    {"block": "head", "head": 3, "tokens": 64, "k": 64, **TOPK, **OPT},
+    {"block": "head", "head": 3, "tokens": 32, "k": 64, **TOPK, **OPT},
     {"block": "layer", "tokens": 4, **FLOAT32, **OPT},
-    {"block": "layer", "tokens": 64, "k": 16, "vectors": 16, **TOPK, **OPT},
+    {"block": "layer", "tokens": 32, "k": 16, "vectors": 16, **TOPK, **OPT},
 ]
 
 
-def peaks(questions: list[dict[str, Any]]) -> list[int]:
-    """Bytes that each run takes above the process with its model."""
+def peak_of(question: dict[str, Any]) -> int:
+    """Bytes that a run takes above the process with its model."""
     import tightpass as tp
     from tightpass.runs import start
 
@@ -73,38 +75,35 @@ def peaks(questions: list[dict[str, Any]]) -> list[int]:
         return model
 
     start._model = loaded
-    found = []
-    for question in [{"tokens": 2, "layers": "0"}, *questions]:
-        with tempfile.TemporaryDirectory() as folder:
-            tp.run(out=f"{folder}/run", **question)
-        found.append(peak_since_reset() - before[0])
-    return found[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        tp.run(out=f"{folder}/small", tokens=2, layers="0")
+        tp.run(out=f"{folder}/run", **question)
+    return peak_since_reset() - before[0]
 
 
-def planned(question: dict[str, Any]) -> int:
-    """What the plan says of it."""
+def case(question: dict[str, Any]) -> dict[str, Any]:
+    """Measured and planned."""
     import tightpass as tp
 
-    plan = tp.plan(**question)
-    return plan.memory - plan.loaded
+    peak, plan = fresh_process(__file__, json.dumps(question)), tp.plan(**question)
+    found = {"question": question, "peak_bytes": peak, "planned_bytes": plan.memory - plan.loaded}
+    print(json.dumps(found), flush=True)
+    return found
 
 
 def main() -> None:
-    cases = []
-    for question in QUESTIONS:
-        (peak,) = fresh_process(__file__, json.dumps([question]))
-        cases.append({"question": question, "peak_bytes": peak, "planned_bytes": planned(question)})
-        print(question, f"{peak / 2**20:.0f} MiB", flush=True)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        cases = list(pool.map(case, QUESTIONS[::-1]))[::-1]
     rows = [
         [json.dumps(c["question"]), f"{c['peak_bytes'] / 2**20:.0f}", f"{c['planned_bytes'] / 2**20:.0f}"]
         for c in cases
     ]
     print(table(["question", "peak, MiB", "planned, MiB"], rows))
-    save("memory", {"cases": cases})
+    save("memory", {"cases": cases}, rates=False)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        print(json.dumps(peaks(json.loads(sys.argv[1]))))
+        print(peak_of(json.loads(sys.argv[1])))
     else:
         main()

@@ -19,7 +19,7 @@ BITS = 80
 
 SPREAD = 24
 """Binary digits between the largest and the smallest entries of a row or column of weights, about."""
-CUT = 14
+CUT = 16
 """Arrays of a matrix's size while it is cut, beside the slices; some of them places that are free and do not fit."""
 
 
