@@ -82,8 +82,8 @@ def work_of(cost: Cost, exact: TwiceCost, kind: str, tokens: int, shape: Shape, 
     norm = passing(cost.norm * 8) if cost.norm else product(PROBES).then(passing(2 * PROBES * size * 8))
     return (
         work_of_svds(size, size, k, itemsize, product(columns))
-        .then(replace(norm, flops=0.0), exact.made, work_of_units(shape, kind, tokens, itemsize))
-        .then(work_of_measuring(exact, size, size), work_of_heads(cost, kind, tokens, shape, itemsize))
+        .then(replace(norm, flops=0.0), work_of_heads(cost, kind, tokens, shape, itemsize), exact.made)
+        .then(work_of_units(shape, kind, tokens, itemsize), work_of_measuring(exact, size, size))
     )
 
 
@@ -110,6 +110,10 @@ def evidence_without_blocks(J: Jacobian) -> Evidence:
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
         return Evidence(energy, estimated_of_products(J), (size,), 0, None, J.route, estimated)
+    heads, rounding = (
+        by_head(J, energy),
+        None if estimated else _rounding_of_energy(J, energy),
+    )  # before `exact` is held
     exact, units_found = twice(J.block), units(J.block, J.block.in_precision(OTHER[J.dtype]))
     arithmetic = estimated_of_products(J) if exact is None else measured_of_products(J, exact)
     moved = math.sqrt(min(J.shape)) * arithmetic.bound if exact is None else frobenius(J, exact)
@@ -123,10 +127,8 @@ def evidence_without_blocks(J: Jacobian) -> Evidence:
         route=J.route,
         estimated=estimated,
         saturated=0 if exact is None else exact.saturated,
-        excess=None if estimated else moved + _rounding_of_energy(J, energy),
-        explanation=Explanation(
-            heads=by_head(J, energy), distances=None if energies is None else by_distance(energies)
-        ),
+        excess=None if rounding is None else moved + rounding,
+        explanation=Explanation(heads=heads, distances=None if energies is None else by_distance(energies)),
     )
 
 
