@@ -21,8 +21,8 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def environment() -> dict[str, Any]:
-    """Processor, threads and versions, and the GEMM rates that everything else is to be read against."""
+def environment(rates: bool = True) -> dict[str, Any]:
+    """Processor, threads and versions, and the GEMM rates that all times are to be read against."""
     model = next(
         (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )
@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("tightpass", "torch", "numpy", "scipy", "transformers", "h5py")},
-        "gemm_gflops": {"float32": gemm_rate(torch.float32), "float64": gemm_rate(torch.float64)},
+        **({"gemm_gflops": {str(t)[6:]: gemm_rate(t) for t in (torch.float32, torch.float64)}} if rates else {}),
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
     }
@@ -119,11 +119,11 @@ def fresh_process(script: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def save(name: str, document: dict[str, Any]) -> None:
-    """Writes results/NAME.json with the environment beside the numbers."""
+def save(name: str, document: dict[str, Any], rates: bool = True) -> None:
+    """Writes results/NAME.json with the environment beside the numbers; where those are no times, without rates."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"environment": environment(), **document}, indent=1) + "\n")
+    path.write_text(json.dumps({"environment": environment(rates), **document}, indent=1) + "\n")
     print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 

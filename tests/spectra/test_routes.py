@@ -93,15 +93,12 @@ def test_the_chooser_gives_its_reasons():
 
 
 def test_plan_and_result_name_the_route(tmp_path):
-    from tightpass.runs.plan import plan
-    from tightpass.runs.question import Config
-
     question = {"block": "attn", "tokens": 3, "layers": "0"}
-    route = plan(Config.of(**question)).route
+    route = tp.plan(**question).route
     assert route.startswith("one dense SVD, ")
     run = tp.run(out=str(tmp_path / "a"), **question)
     assert route.split(": ", 1)[1] in run["L00.attn"].method
-    leading = plan(Config.of(method="topk", k=5, **question))
+    leading = tp.plan(method="topk", k=5, **question)
     assert leading.route.startswith("block Golub–Kahan–Lanczos, 5 of 384 values")
     light = tp.run(out=str(tmp_path / "b"), method="topk", k=5, **question)
     assert light["L00.attn"].rank.flag == "not converged"

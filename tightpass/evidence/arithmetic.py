@@ -19,11 +19,12 @@ from tightpass.confidence import CALIBRATED, CERTAIN, PROBED
 from tightpass.jacobians.autodiff import Linearisation
 from tightpass.jacobians.operator import Jacobian
 from tightpass.jacobians.perturbed import DRAWS, moved
-from tightpass.jacobians.twice.block import Twice
+from tightpass.jacobians.twice.block import Twice, TwiceCost
 from tightpass.jacobians.twice.pair import Pair, of
 from tightpass.kernels.products import block_product
 from tightpass.rank.records import Part
 from tightpass.structure import Panel
+from tightpass.work import Work, kept, passing
 
 Matrix = NDArray[np.floating[Any]]
 Panels = Callable[[], Iterator[Panel]]
@@ -129,6 +130,12 @@ def steps(n: int) -> int:
     """How many steps of Lanczos find half of the largest eigenvalue of a matrix of n columns, but for a part `CHANCE` of
     all starts: 1.648·√n·exp(−√½·(2k − 1)) ≤ CHANCE (Kuczyński & Woźniakowski 1992)."""
     return min(n, math.ceil((math.log(1.648 * math.sqrt(n) / CHANCE) * math.sqrt(2) + 1) / 2))
+
+
+def work_of(exact: TwiceCost, rows: int, columns: int, panels: int = 0) -> Work:
+    """Of `measured`, with so many bytes of stored blocks at once, or of products alone."""
+    basis = kept(steps(columns) * (rows + columns) * 8)
+    return basis.then(exact.product(GAUSSIANS), passing(panels)).dropped().then(exact.perturbed)
 
 
 class Error(Protocol):

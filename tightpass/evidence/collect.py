@@ -14,16 +14,22 @@ from tightpass.arrays import is_torch, on_host, squared_norm
 from tightpass.confidence import ROUNDINGS
 from tightpass.errors import InputError, VerificationError
 from tightpass.evidence.arithmetic import Panels, estimated, measured
+from tightpass.evidence.arithmetic import work_of as work_of_measuring
 from tightpass.evidence.bounds import input_null, structural_bounds
 from tightpass.evidence.explain import by_distance, by_head
+from tightpass.evidence.explain import work_of as work_of_heads
 from tightpass.evidence.units import units
+from tightpass.evidence.units import work_of as work_of_units
+from tightpass.jacobians.forms.base import Cost
 from tightpass.jacobians.operator import Jacobian
 from tightpass.jacobians.probe import LEAK, WrittenProduct, explained, ratio
-from tightpass.jacobians.twice.block import Twice, twice
+from tightpass.jacobians.twice.block import Twice, TwiceCost, twice
 from tightpass.jacobians.twice.pair import of
 from tightpass.kernels.products import block_product
+from tightpass.models.shape import Shape
 from tightpass.rank.records import Bound, Evidence, Explanation, Part
 from tightpass.structure import BlockDiagonal, Dense, Panel
+from tightpass.work import Work, kept, passing
 
 APART = 100.0
 """How many times farther from the truth than products that do not form J the written blocks may be."""
@@ -35,6 +41,26 @@ def check_range(energy: float, largest: float) -> None:
     """Raises InputError if ‖J‖_F² leaves float64's range, where sums of squares mean nothing."""
     if not np.isfinite(energy) or (largest > 0 and energy < 1e-290):
         raise InputError(f"‖J‖_F² is {energy:.1e}: not finite, or out of float64's range; rescale the function")
+
+
+def work_of(
+    cost: Cost, exact: TwiceCost, kind: str, tokens: int, shape: Shape, itemsize: int, stored: int, reading: Work
+) -> Work:
+    """Of `collect`, where all blocks take `stored` bytes: a panel is there while the next is written, and is looked at in
+    float64. They stay for the measurement where they take little, and are read again where not."""
+    fits, panel, size = stored <= KEPT_BYTES, cost.panel * itemsize, tokens * shape.width
+    before = 0 if fits else panel  # else among those that stay
+    written = passing(before + panel + cost.writing * itemsize, cost.blocks)
+    looked_at = passing(before + cost.panel * 8)
+    again = 0 if fits else reading.peak
+    if itemsize == 4:  # and in float64
+        again += 2 * panel if fits else reading.peak
+    return (
+        kept(stored if fits else 0)
+        .then(written, looked_at, work_of_heads(cost, kind, tokens, shape, itemsize), exact.made)
+        .then(work_of_units(shape, kind, tokens, itemsize), work_of_measuring(exact, size, size, again))
+        .dropped()
+    )
 
 
 def collect(J: Jacobian, keep: Callable[[Panel], None], stored: Panels) -> Evidence:

@@ -8,13 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightpass.errors import TightpassError
-from tightpass.jacobians.forms.closed import closed_form
+from tightpass.jacobians.forms.base import Cost
+from tightpass.jacobians.forms.closed import closed_form, cost_of
 from tightpass.jacobians.operator import Jacobian
+from tightpass.models.shape import Shape
 from tightpass.rank.records import HeadShares
-from tightpass.spectra.leading.krylov import svds
+from tightpass.spectra.leading.krylov import BLOCK, svds
+from tightpass.spectra.leading.krylov import work_of as work_of_svds
+from tightpass.work import Work, passing
 
 ENERGIES_UP_TO = 256
 """Tokens up to which the heads' own ‖J_h‖_F² are computed: each takes T diagonal blocks."""
+
+
+def work_of(cost: Cost, kind: str, tokens: int, shape: Shape, itemsize: int) -> Work:
+    """Of `by_head`: the leading triplet, and each head's own closed form."""
+    if kind != "attn":
+        return Work()
+    size = tokens * shape.width
+    top = work_of_svds(size, size, 1, itemsize, passing(cost.product_bytes(BLOCK, itemsize)))
+    own = cost_of("head", tokens, shape)
+    norm = own.norm * 8 if tokens <= ENERGIES_UP_TO else 0
+    return top.then(passing(own.kept * itemsize + norm)).dropped()
 
 
 def by_distance(energies: NDArray[np.float64]) -> tuple[tuple[int, float], ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,18 +11,27 @@ import torch
 from tightpass.arrays import dtype_name, on_host
 from tightpass.confidence import CERTAIN, allowed_energy
 from tightpass.evidence.arithmetic import estimated_of_products, frobenius, measured_of_products, norm2
+from tightpass.evidence.arithmetic import work_of as work_of_measuring
 from tightpass.evidence.bounds import structural_bounds
 from tightpass.evidence.collect import check_range
 from tightpass.evidence.explain import by_distance, by_head
+from tightpass.evidence.explain import work_of as work_of_heads
 from tightpass.evidence.units import units
+from tightpass.evidence.units import work_of as work_of_units
+from tightpass.jacobians.forms.base import Cost
 from tightpass.jacobians.operator import Jacobian
-from tightpass.jacobians.twice.block import twice
+from tightpass.jacobians.twice.block import TwiceCost, twice
+from tightpass.models.shape import Shape
 from tightpass.rank.floor import Floor, storage
 from tightpass.rank.records import Bound, Evidence, Explanation, Part
 from tightpass.rank.spectrum import Spectrum
-from tightpass.spectra.leading.krylov import Leading, svds
+from tightpass.spectra.leading.krylov import BLOCK, Leading, svds
+from tightpass.spectra.leading.krylov import work_of as work_of_svds
+from tightpass.work import Work, passing
 
 DEFAULT_K = 64
+ARRAYS = 3
+"""Of all columns of a product, beside what comes in: a copy by token, the answer, and that by column."""
 ENERGY_PROBES = 32
 """Random columns that ‖J‖_F² is estimated from where no closed form has it."""
 
@@ -60,6 +70,23 @@ def leading_spectrum(J: Jacobian, k: int = DEFAULT_K, vectors: int = 0) -> Spect
     )
 
 
+def work_of(cost: Cost, exact: TwiceCost, kind: str, tokens: int, shape: Shape, k: int, itemsize: int) -> Work:
+    """Of `leading_spectrum`."""
+    size = tokens * shape.width
+    k = min(k, size)
+    columns, several = max(k, BLOCK), ARRAYS * size * itemsize
+
+    def product(columns: int) -> Work:
+        return passing(several * columns + cost.product_bytes(columns, itemsize), cost.product)
+
+    norm = passing(cost.norm * 8) if cost.norm else product(ENERGY_PROBES).then(passing(2 * ENERGY_PROBES * size * 8))
+    return (
+        work_of_svds(size, size, k, itemsize, product(columns))
+        .then(replace(norm, flops=0.0), work_of_heads(cost, kind, tokens, shape, itemsize), exact.made)
+        .then(work_of_units(shape, kind, tokens, itemsize), work_of_measuring(exact, size, size))
+    )
+
+
 def _parts_of(found: Leading) -> tuple[Part, Part]:
     """Of the products with the basis, and of the subspace where it was cut off."""
     U, S, Vh = on_host(found.U).astype(np.float64), on_host(found.S), on_host(found.Vh).astype(np.float64)
@@ -83,6 +110,10 @@ def evidence_without_blocks(J: Jacobian) -> Evidence:
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
         return Evidence(energy, estimated_of_products(J), (size,), 0, None, J.route, estimated)
+    heads, rounding = (
+        by_head(J, energy),
+        None if estimated else _rounding_of_energy(J, energy),
+    )  # before `exact` is held
     exact, units_found = twice(J.block), units(J.block)
     arithmetic = estimated_of_products(J) if exact is None else measured_of_products(J, exact)
     moved = math.sqrt(min(J.shape)) * arithmetic.bound if exact is None else frobenius(J, exact)
@@ -96,10 +127,8 @@ def evidence_without_blocks(J: Jacobian) -> Evidence:
         route=J.route,
         estimated=estimated,
         saturated=0 if exact is None else exact.saturated,
-        excess=None if estimated else moved + _rounding_of_energy(J, energy),
-        explanation=Explanation(
-            heads=by_head(J, energy), distances=None if energies is None else by_distance(energies)
-        ),
+        excess=None if rounding is None else moved + rounding,
+        explanation=Explanation(heads=heads, distances=None if energies is None else by_distance(energies)),
     )
 
 

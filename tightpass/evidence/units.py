@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tightpass.models.blocks import Block
+from tightpass.models.blocks import Block, depth_of, work_of_copy
 from tightpass.models.capture import Call
 from tightpass.models.linear import linear_map
 from tightpass.models.parts import LayerParts
+from tightpass.models.shape import Shape
+from tightpass.work import Work, kept, passing
 
 SAFETY = 4.0
 OTHER = {torch.float64: torch.float32, torch.float32: torch.float64}
@@ -57,6 +59,15 @@ def units(block: Block) -> Units:
         counts = ((here[0].y > 0).reshape(block.tokens, -1) & connected(block.layers[0])).sum(-1)
         active = tuple(int(c) for c in counts)
     return Units(active, tuple(int(c) for c in undecided))
+
+
+def work_of(shape: Shape, kind: str, tokens: int, itemsize: int) -> Work:
+    """Of `units`, and of the block in the other precision that it is given."""
+    other = work_of_copy(shape, kind, itemsize, 12 - itemsize)
+    if kind in ("attn", "head"):
+        return other.dropped()
+    calls = kept(depth_of(shape, kind) * 12 * tokens * shape.widest.d_ff)
+    return other.then(calls, passing(16 * shape.width * shape.widest.d_ff + 40 * tokens * shape.widest.d_ff)).dropped()
 
 
 def connected(parts: LayerParts) -> torch.Tensor:

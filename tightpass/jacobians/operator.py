@@ -18,21 +18,33 @@ from tightpass import doors
 from tightpass.errors import InputError
 from tightpass.jacobians.autodiff import Function, Linearisation, chunk_size
 from tightpass.jacobians.diagnose import WHO_KNOWS, check_function, diagnosis
-from tightpass.jacobians.forms.autodiff import Autodiff
-from tightpass.jacobians.forms.base import Form, in_parts
+from tightpass.jacobians.forms.autodiff import Autodiff, product_bytes
+from tightpass.jacobians.forms.base import Cost, Form, in_parts
 from tightpass.jacobians.forms.closed import closed_form
 from tightpass.jacobians.perturbed import rounding
 from tightpass.jacobians.precision import check_precision_settings
 from tightpass.jacobians.probe import check_structure
 from tightpass.kernels.forks import check_threads
-from tightpass.models.blocks import Block
+from tightpass.models.blocks import Block, depth_of, width_of, work_of_checks
+from tightpass.models.shape import Shape
 from tightpass.structure import BlockDiagonal, Dense, Panel, Structure
 from tightpass.units import bytes_of
+from tightpass.work import Work, kept, passing
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 # Output tokens whose structure is probed where the form has it by construction: of long inputs, every product is dear. Such a
 # form is compared with automatic differentiation for all tokens besides.
 PROBED_TOKENS = 64
+
+
+def work_of(cost: Cost, kind: str, tokens: int, shape: Shape, itemsize: int) -> Work:
+    """Of a block's Jacobian as it is made: its closed form, compared with automatic differentiation, whose graph stays; and the
+    check of its structure."""
+    intermediates = tokens * width_of(shape, kind, tokens) * itemsize
+    graph = depth_of(shape, kind) * intermediates
+    checked = work_of_checks(shape, kind, tokens, itemsize).then(passing(cost.product_bytes(1, itemsize)))
+    probes = 1 if kind == "mlp" else min(PROBED_TOKENS, tokens)
+    return kept(cost.kept * itemsize).then(checked, kept(graph), passing(product_bytes(probes, intermediates)))
 
 
 class Operator(ABC):

@@ -22,7 +22,9 @@ from tightpass.models.linear import in_features
 from tightpass.models.loading import Model
 from tightpass.models.options import Options, check_options
 from tightpass.models.parts import LayerParts
+from tightpass.models.shape import Shape
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
+from tightpass.work import Work, passing
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -230,7 +232,7 @@ def build(captured: Captured, options: Options) -> Block:
         model=model,
         x=x.reshape(-1, x.shape[-1]),
         structure=_structure(model, options.kind),
-        width=_width(model, options.kind, x.shape[-2]),
+        width=width_of(model.shape, options.kind, x.shape[-2]),
         layers=parts,
         calls=calls,
         final_norm=captured.final_norm if options.kind == "model" and options.norm else None,
@@ -275,11 +277,28 @@ def _structure(model: Model, kind: str) -> Structure:
     return BlockLowerTriangular() if model.shape.causal else Dense()
 
 
-def _width(model: Model, kind: str, tokens: int) -> int:
-    layers = model.shape.layers
-    d_ff, heads = max(layer.d_ff for layer in layers), max(layer.heads for layer in layers)
-    mixing = 4 * model.shape.width + 3 * heads * tokens
-    return {"mlp": 2 * d_ff, "attn": mixing, "head": mixing}.get(kind, max(2 * d_ff, mixing))
+def width_of(shape: Shape, kind: str, tokens: int) -> int:
+    """The widest intermediate of a block, per token."""
+    layer = shape.widest
+    mixing = 4 * shape.width + 3 * layer.heads * tokens
+    return {"mlp": 2 * layer.d_ff, "attn": mixing, "head": mixing}.get(kind, max(2 * layer.d_ff, mixing))
+
+
+def depth_of(shape: Shape, kind: str) -> int:
+    """How many layers a block has."""
+    return len(shape.layers) if kind == "model" else 1
+
+
+def work_of_copy(shape: Shape, kind: str, itemsize: int, other: int) -> Work:
+    """Of `Block.in_precision`: its layers once more, from numbers of one size to another."""
+    weights = depth_of(shape, kind) * shape.widest.weights(shape.width)
+    return Work(0.0, weights * (itemsize + other), weights * other)
+
+
+def work_of_checks(shape: Shape, kind: str, tokens: int, itemsize: int) -> Work:
+    """Of the checks by values and differences: the block with its units held, tangents beside its intermediates."""
+    held = work_of_copy(shape, kind, itemsize, itemsize) if kind in ("layer", "model") else Work()
+    return held.then(passing(3 * tokens * width_of(shape, kind, tokens) * itemsize)).dropped()
 
 
 def _check_reproduces(made: Block, y: torch.Tensor) -> None:

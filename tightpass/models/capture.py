@@ -17,6 +17,8 @@ from torch import nn
 from tightpass.errors import InputError
 from tightpass.models.loading import Model
 from tightpass.models.parts import LayerParts
+from tightpass.models.shape import Shape
+from tightpass.work import Work, kept, passing
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,13 @@ class Captured:
 
     def call(self, layer: int, part: str) -> Call:
         return self.calls[f"{layer}.{part}"]
+
+
+def work_of(shape: Shape, tokens: int, itemsize: int) -> Work:
+    """Of `capture`: inputs and outputs of all layers, and the scores of one of them as they become weights."""
+    heads = shape.widest.heads
+    calls = sum(tokens * (12 * shape.width + 2 * layer.d_ff) for layer in shape.layers)
+    return kept(calls * itemsize).then(passing(3 * heads * tokens**2 * itemsize))
 
 
 def capture(model: Model, ids: torch.Tensor) -> Captured:

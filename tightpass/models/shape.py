@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class LayerShape:
     d_ff: int
     pre_norm: bool
 
+    def weights(self, width: int) -> int:
+        """Entries of its linear maps, in a model of this width."""
+        return 2 * width * ((self.heads + self.kv_heads) * self.d_head + self.d_ff)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -54,6 +58,12 @@ class Shape:
     parameters: int
     causal: bool
     noted: tuple[str, ...]
+
+    @property
+    def widest(self) -> LayerShape:
+        """A layer with as much of everything as any has."""
+        each = zip(*map(astuple, self.layers), strict=True)
+        return LayerShape(*(max(sizes) for sizes in each))
 
 
 def shape_of(base: nn.Module) -> Shape:

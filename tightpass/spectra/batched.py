@@ -19,9 +19,11 @@ from tightpass.errors import VerificationError
 from tightpass.kernels.svd import PROBES
 from tightpass.spectra import device
 from tightpass.spectra.dense import BASIC, Answer, against_reference, rounded, verified
+from tightpass.spectra.refine import ARRAYS
 from tightpass.spectra.threads import one_per_core
 from tightpass.spectra.twostage import CHANCE, LOSS, MISFIT, loss, probed_error, probes, quantile
 from tightpass.spectra.verify import SMALL, SvdError, check_values
+from tightpass.work import Work, passing
 
 Matrix = NDArray[np.floating[Any]]
 Factors = Callable[[int], tuple[Matrix, Matrix] | None]
@@ -33,12 +35,21 @@ WHOLE = 256
 as long as its values; wider blocks go by probes."""
 FEW = 6
 """So many blocks, or less, are held against the reference up to `SMALL` rows and columns."""
+PROBED_ARRAYS = 6
+"""Float64 arrays of a block's size that an SVD by probes takes, with the factors."""
 UNKNOWN = SvdError(float("inf"), "not measured", ASSUMED)
 
 
 def is_referenced(shape: tuple[int, ...], count: int) -> bool:
     """Whether each of `count` blocks of a shape is held against a reference, and its error certain."""
     return max(shape) <= (SMALL if count <= FEW else WHOLE)
+
+
+def work_of(shape: tuple[int, int], count: int, threads: int) -> Work:
+    """Of `count` blocks of a shape: one for each thread at once."""
+    arrays = ARRAYS if is_referenced(shape, count) else PROBED_ARRAYS
+    one = shape[0] * shape[1]
+    return passing(min(threads, count) * arrays * one * 8, 8 / 3 * count * one * min(shape))
 
 
 def block_answers(blocks: Any, factors: Factors = lambda t: None, count: int | None = None) -> list[Answer]:

@@ -51,7 +51,7 @@ def _of_one() -> tuple[str, str]:
 
 
 def dense_bytes(shape: tuple[int, int], dtype: Any) -> int:
-    """What the dense route holds: the matrix, reduced in place, and a tenth of it (LAPACK: more, see `plan`)."""
+    """What the dense route holds: the matrix, reduced in place, and a tenth of it (`exact.work_of`: and beside it)."""
     return int(1.1 * shape[0] * shape[1] * np.dtype(dtype).itemsize)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,21 @@ from tightpass.confidence import tolerance
 from tightpass.errors import VerificationError
 from tightpass.kernels import native
 from tightpass.spectra.batched import Factors, block_answers, largest
-from tightpass.spectra.choose import Route, choose
+from tightpass.spectra.batched import work_of as work_of_blocks
+from tightpass.spectra.choose import Route, choose, dense_bytes, gram_bytes
 from tightpass.spectra.dense import BASIC, Answer, against_reference, by_two_stage, rounded, verified
 from tightpass.spectra.gram import gram_values
 from tightpass.spectra.leading.krylov import svds
-from tightpass.spectra.verify import SMALL, SvdError, check_values
-from tightpass.structure import BlockDiagonal, Source
+from tightpass.spectra.leading.krylov import work_of as work_of_svds
+from tightpass.spectra.verify import SMALL, SvdError, check_values, work_of_checks
+from tightpass.structure import BlockDiagonal, Source, Structure
+from tightpass.work import Work, kept, passing
 
 Matrix = NDArray[np.floating[Any]]
+LAPACK = 9
+"""Arrays of a matrix's size that its SVD with vectors takes, and the residuals."""
+ROWS = 3
+"""Float64 arrays of a token's rows on the way into the Gram matrix."""
 WIDENED = 4096
 """Up to this size float32 data is decomposed in float64, which takes twice the time, seconds, and leaves no error to bound."""
 
@@ -53,6 +60,52 @@ class Triplets:
     S: Matrix
     Vh: Matrix
     residuals: Matrix
+
+
+def work_of(
+    structure: Structure,
+    shape: tuple[int, int],
+    block: tuple[int, int],
+    dtype: Any,
+    reading: Work,
+    memory: int | None,
+    threads: int,
+) -> Work:
+    """Of `singular_values` of a square matrix in blocks, which are read in panels."""
+    route, size, number = choose(structure, shape, block, dtype, memory), max(shape), np.dtype(dtype).itemsize
+    if route.batched:
+        small = work_of_blocks(block, shape[0] // block[0], threads)
+        return passing(reading.peak + small.peak, small.flops)
+    square, whole = size**2, Work(8 / 3 * size**3)
+    if route.name == "gram":
+        return whole.then(passing(gram_bytes(shape) + ROWS * block[0] * size * 8 + reading.peak))
+    assembled = kept(square * number).then(reading)
+    if size <= SMALL:
+        return whole.then(assembled, passing(square * number), work_of_checks(size)).dropped()
+    if size <= WIDENED and number == 4:
+        wide = whole.then(
+            assembled.dropped(), passing(square * 12), kept(square * 8), passing(dense_bytes(shape, float))
+        )
+        return (wide if native.extension is not None else wide.then(work_of_checks(size))).dropped()
+    if native.extension is None:
+        return whole.then(assembled, passing(square * 8), work_of_checks(size)).dropped()
+    return whole.then(assembled, passing(dense_bytes(shape, dtype) - square * number)).dropped()
+
+
+def work_of_vectors(
+    shape: tuple[int, int], block: tuple[int, int], itemsize: int, k: int, reading: Work, diagonal: bool
+) -> Work:
+    """Of `leading`, which leaves U and Vh."""
+    if k == 0:
+        return Work()
+    found, size = kept(k * sum(shape) * itemsize), max(shape)
+    if diagonal:
+        few = found.then(found)  # by token, and in order
+        return passing(reading.peak + LAPACK * block[0] * block[1] * itemsize).then(few.dropped(), found)
+    assembled = kept(size**2 * itemsize).then(reading)
+    if 10 * k < size and size > SMALL:
+        return assembled.then(replace(work_of_svds(*shape, k, itemsize, Work()), flops=0.0)).dropped().then(found)
+    return assembled.then(passing(LAPACK * size**2 * itemsize)).dropped().then(found)
 
 
 def singular_values(source: Source, factors: Factors | None = None, memory: int | None = None) -> Values:
@@ -182,17 +235,18 @@ def _leading_of_blocks(source: Source, exact: Values, k: int) -> Triplets:
     for panel in source.panels():
         for t, block in zip(panel.rows, panel.blocks, strict=True):
             if t in counts:
-                A = on_host(block)
+                A, k_t = on_host(block), counts[t]
                 U, S, Vh = np.linalg.svd(A, full_matrices=False)
-                parts.append((t, A, U[:, : counts[t]], S[: counts[t]], Vh[: counts[t]]))
+                U, S, Vh = U[:, :k_t], S[:k_t], Vh[:k_t]
+                parts.append((t, U.copy(), S, Vh.copy(), residual(A, U, S, Vh)))  # views would keep whole arrays
     dtype = exact.values.dtype
     left, right = np.zeros((rows, k), dtype), np.zeros((k, columns), dtype)
     S, residuals, at = np.zeros(k, dtype), np.zeros(k, dtype), 0
-    for t, A, u, s, vh in parts:
+    for t, u, s, vh, apart in parts:
         here = slice(at, at + len(s))
         left[t * source.d_out : (t + 1) * source.d_out, here] = u
         right[here, t * source.d_in : (t + 1) * source.d_in] = vh
-        S[here], residuals[here] = s, residual(A, u, s, vh)
+        S[here], residuals[here] = s, apart
         at += len(s)
     order = np.argsort(-S, kind="stable")
     return Triplets(left[:, order], S[order], right[order], residuals[order])

@@ -24,6 +24,9 @@ Matrix = NDArray[np.float64]
 APART = 1000.0
 """Values that are this many ‖F‖ apart change each other by less than 2·‖F‖/1000."""
 
+ARRAYS = 16
+"""Float64 arrays of a matrix's size that `reference_values` holds."""
+
 
 @dataclass(frozen=True)
 class Reference:

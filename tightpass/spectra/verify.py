@@ -17,7 +17,8 @@ from scipy.linalg import lapack, lu_factor, lu_solve
 
 from tightpass.confidence import ASSUMED, CERTAIN, allowed_energy, tolerance
 from tightpass.errors import VerificationError
-from tightpass.spectra.refine import reference_values
+from tightpass.spectra.refine import ARRAYS, reference_values
+from tightpass.work import Work, passing
 
 Matrix = NDArray[np.floating[Any]]
 
@@ -98,6 +99,13 @@ def check_dense(A: Matrix, values: Matrix) -> tuple[SvdError, tuple[str, ...]]:
         SvdError(bound, "assumed: 16·eps·√N·σ₁, more than three times LAPACK's worst in measurements", ASSUMED),
         (f"counts above {counted} thresholds down to {lowest}", f"{bottom} smallest values by inverse iteration"),
     )
+
+
+def work_of_checks(size: int) -> Work:
+    """Of `check_dense`, for a square matrix: references of small ones; else float64 arrays of its size, up to `AUGMENTED`
+    rows the augmented matrix and its copy."""
+    arrays = ARRAYS if size <= SMALL else 10 if size <= AUGMENTED else 3
+    return passing(arrays * size**2 * 8)
 
 
 def check_counts(A: Matrix, values: Matrix) -> int:

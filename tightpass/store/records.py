@@ -65,6 +65,11 @@ class Detail:
     total: int | None = None
 
 
+def bytes_of(shape: tuple[int, int], values: int, vectors: int, itemsize: int) -> int:
+    """Of a job's values and vectors."""
+    return (values + vectors * sum(shape)) * itemsize
+
+
 def arrays_of(s: Spectrum) -> dict[str, Any]:
     """What is stored of a spectrum as arrays, by name."""
     found = dict(zip(ARRAYS, (s.values, s.codes, s.blocks, s.U, s.Vh, s.residuals), strict=True))

@@ -22,9 +22,12 @@ from tightpass.rank.records import Evidence
 from tightpass.store.publish import part_of, publish
 from tightpass.store.stored import check_evidence, door, parsed
 from tightpass.structure import STRUCTURES, Panel, Structure
+from tightpass.work import Work, passing
 
 SCHEMA = 1
 CHUNK_BYTES = 2**20
+READ_BYTES = 2**26
+"""Of blocks that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,25 @@ class Layout:
     def count(self) -> int:
         """Number of blocks."""
         return self.structure.count(self.tokens_out, self.tokens_in)
+
+    @property
+    def block_bytes(self) -> int:
+        return self.d_out * self.d_in * np.dtype(self.dtype).itemsize
+
+    @property
+    def blocks_at_once(self) -> int:
+        """As many as are read together."""
+        return max(1, READ_BYTES // self.block_bytes)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all blocks."""
+        return self.count * self.block_bytes
+
+    def work_of_reading(self) -> Work:
+        """Of all panels, one after the other: one is there while the next is read."""
+        group = self.blocks_at_once
+        return passing(min(self.count, 2 * group) * self.block_bytes)
 
 
 class ShardWriter:
@@ -141,9 +163,9 @@ def _label_dimensions(file: h5py.File, names: dict[str, tuple[str, ...]]) -> Non
 
 
 def _panels_of(file: h5py.File, path: Path, layout: Layout, count: int | None = None) -> Iterator[Panel]:
-    """The first `count` blocks, all if left out, in the order they were written, about 64 MiB at a time."""
+    """The first `count` blocks, all if left out, in the order they were written, some at a time."""
     count = layout.count if count is None else count
-    group = max(1, 2**26 // (layout.d_out * layout.d_in * np.dtype(layout.dtype).itemsize))
+    group = layout.blocks_at_once
     for start in range(0, count, group):
         some = slice(start, min(start + group, count))
         try:

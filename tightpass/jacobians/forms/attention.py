@@ -33,6 +33,9 @@ from tightpass.structure import BlockLowerTriangular, Dense, Panel
 
 SCORE_BYTES = 4 * 2**20
 """Tokens × tokens × columns intermediates of a product: kept this small, they stay in the cache."""
+MIX_ELEMENTS = 2**24
+"""Of the mixes of heads, a d_out × d_in matrix for each input token, while a row's norm is found."""
+MIXED = 16
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,35 @@ class Heads:
         return Heads(**arrays, scale=self.scale, rotation=self.rotation)
 
 
+def mixed_at_once(elements: int) -> int:
+    """Input tokens whose mixes of heads, of so many elements each, are formed together."""
+    return max(MIXED, MIX_ELEMENTS // elements // MIXED * MIXED)
+
+
+def in_mixes(tokens: int, elements: int) -> list[slice]:
+    """All input tokens in parts of that many, the last up to twice as many: products with a few columns alone would round
+    otherwise."""
+    step = mixed_at_once(elements)
+    edges = [*range(0, max(1, tokens // step) * step, step), tokens]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
 def cost(tokens: int, d: int, heads: int, d_head: int, causal: bool) -> Cost:
     """Of some heads of an attention between activations of width d."""
     inner, blocks = heads * d_head, tokens * (tokens + 1) // 2 if causal else tokens**2
-    product = 2.0 * 4 * tokens * d * inner + 2.0 * 3 * blocks * inner
-    return Cost(product, 4.0 * heads * d * d * blocks, heads * (d * d + 6 * tokens * d), 4 * tokens * max(d, inner))
+    weights, between, mixings = d * inner, heads * tokens**2, heads * tokens * d_head**2
+    by_token = heads * tokens * d
+    return Cost(
+        product=2.0 * 4 * tokens * weights + 2.0 * 3 * blocks * inner,
+        blocks=4.0 * heads * d * d * blocks,
+        # weights as they are and as products take them, q to o, weights of the softmax; P_h; Wo on values, keys through Wq
+        kept=11 * weights + 10 * tokens * inner + 2 * between + mixings + heads * d * d + 5 * by_token,
+        working=tokens * (3 * d + 6 * inner),
+        widest=tokens * max(d, inner),
+        panel=min(blocks * d * d, PANEL_ELEMENTS + tokens * d * d),
+        writing=3 * heads * min(tokens, d_head) * d + heads * tokens * d,  # the query's term, and the keys of a row
+        norm=2 * heads * d * d + 8 * by_token + min(tokens, 2 * mixed_at_once(d * d)) * d * d,
+    )
 
 
 class ClosedAttention(Piece):
@@ -302,7 +329,10 @@ class ClosedAttention(Piece):
     @cached_property
     def _mixings(self) -> torch.Tensor:
         """(H, T, d_head, d_head)."""
-        return torch.stack([self._mixing(t) for t in range(self.tokens)], 1)
+        out = self.a.new_empty(self.count, self.tokens, self.d_head, self.d_head)
+        for t in range(self.tokens):  # a list of them, put together, would be there twice
+            out[:, t] = self._mixing(t)
+        return out
 
     # ---- products: activations are (T, k, heads·d_head), so that all columns share each product with weights; between
     # tokens each head is by itself, (heads, T, k, d_head)
@@ -466,12 +496,14 @@ class ClosedAttention(Piece):
         e += 2 * torch.einsum("hs,hgs->s", a, torch.einsum("hgo,ogs->hgs", PK, Y))
         YK = torch.einsum("ohs,hg->ogs", Y, K @ K.T)
         e += (YK * Y).sum((0, 1))
-        direct, through = a.T @ pieces.P.norm(dim=(1, 2)), Y.norm(dim=0).T @ K.norm(dim=1)  # of all heads
-        terms = (direct + through).square()
+        terms = (a.T @ pieces.P.norm(dim=(1, 2)) + Y.norm(dim=0).T @ K.norm(dim=1)).square()  # of all heads
         if self.norm is None:
             return e, terms
         x = self.norm.xhat[:n].double()
-        z = torch.einsum("hs,hoi,si->os", a, pieces.P, x) + torch.einsum("ohs,hs->os", Y, K @ x.T)
+        direct = [
+            torch.einsum("hs,hoi,si->os", a[:, part], pieces.P, x[part]) for part in in_mixes(n, pieces.P[0].numel())
+        ]
+        z = torch.cat(direct, 1) + torch.einsum("ohs,hs->os", Y, K @ x.T)
         # z is at most √d·(the above), and shrink at most 2/d
         return e - self.norm.squared_shrink().double()[:n] * z.square().sum(0), 3 * terms
 

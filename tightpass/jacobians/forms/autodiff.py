@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tightpass.jacobians.autodiff import Linearisation
-from tightpass.jacobians.forms.base import Cost, Form, groups
+from tightpass.jacobians.autodiff import Linearisation, chunk_size
+from tightpass.jacobians.forms.base import Cost, Form, groups, panel_of
 from tightpass.structure import BlockDiagonal, Panel, Structure
 
 INTERMEDIATES = 6
 """Arrays of a product that live at once, in units of the widest."""
+
+
+def product_bytes(columns: int, per_column: int) -> int:
+    """The intermediates of a product with so many columns, whose widest has so many bytes for each."""
+    return INTERMEDIATES * min(columns, chunk_size(per_column, None)) * per_column
 
 
 class Autodiff(Form):
@@ -45,7 +50,17 @@ class Autodiff(Form):
             self.whole.fn(self.whole.x)
         flops = float(counted.get_total_flops())
         columns = self.d_out * (1 if isinstance(self.structure, BlockDiagonal) and self.restricted else self.tokens_out)
-        return Cost(flops, columns * flops, 0, INTERMEDIATES * self.tokens_in * self.width)
+        widest, square = self.tokens_in * self.width, self.d_out * self.d_in
+        diagonal = isinstance(self.structure, BlockDiagonal)
+        return Cost(
+            product=flops,
+            blocks=columns * flops,
+            kept=0,
+            working=INTERMEDIATES * widest,
+            widest=widest,
+            panel=panel_of(self.tokens_in, square) if diagonal else self.tokens_in * square,
+            writing=0 if diagonal else self.tokens_in * square,
+        )
 
     def at_once(self, itemsize: int, memory: int | None) -> int:
         return self.whole.columns

@@ -25,13 +25,25 @@ class Cost:
     product   FLOPs of J·X or Jᵀ·Y, for each column
     blocks    FLOPs of writing all blocks
     kept      elements that it holds beside the model's own weights
-    working   elements of a product's intermediates, for each column
+    working   elements of a product's intermediates, for each column that is carried at once
+    widest    elements of the widest of them, by which columns are carried
+    panel     elements of the largest panel
+    writing   elements beside a panel that is written
+    norm      float64 numbers while ‖J‖_F² is found without J
     """
 
     product: float
     blocks: float
     kept: int
     working: int
+    widest: int = 0
+    panel: int = 0
+    writing: int = 0
+    norm: int = 0
+
+    def product_bytes(self, columns: int, itemsize: int) -> int:
+        """A product's intermediates, with so many columns or as many as are carried at once."""
+        return min(columns, carried(self.widest * itemsize)) * self.working * itemsize
 
 
 class Form(ABC):
@@ -100,8 +112,7 @@ class Form(ABC):
 
     def at_once(self, itemsize: int, memory: int | None) -> int:
         """How many columns a product carries at once, with entries of so many bytes and so much memory."""
-        budget = PRODUCT_BYTES if memory is None else min(PRODUCT_BYTES, memory // 16)
-        return max(1, budget // (self.tokens_in * self.width * itemsize))
+        return carried(self.tokens_in * self.width * itemsize, memory)
 
     def route(self, device: str) -> str:
         """How products and blocks are computed, in words."""
@@ -127,6 +138,17 @@ class Piece(Form):
         for t in rows:
             columns = tuple(self.structure.row(t, self.tokens))
             yield Panel((t,) * len(columns), columns, self.row(t))
+
+
+def carried(bytes_per_column: int, memory: int | None = None) -> int:
+    """How many columns' intermediates of so many bytes a product may have at once."""
+    budget = PRODUCT_BYTES if memory is None else min(PRODUCT_BYTES, memory // 16)
+    return max(1, budget // max(1, bytes_per_column))
+
+
+def panel_of(blocks: int, elements: int) -> int:
+    """Elements of a panel of a form that fills it with so many blocks at most, each of so many elements."""
+    return min(blocks * elements, max(elements, PANEL_ELEMENTS))
 
 
 def in_parts(product: Callable[[torch.Tensor], torch.Tensor], columns: torch.Tensor, step: int) -> torch.Tensor:

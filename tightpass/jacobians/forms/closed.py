@@ -11,19 +11,22 @@ from torch import nn
 
 from tightpass.errors import InputError
 from tightpass.jacobians.forms.attention import ClosedAttention, Heads
-from tightpass.jacobians.forms.base import Piece
-from tightpass.jacobians.forms.compose import Chain, Identity, Sum
+from tightpass.jacobians.forms.attention import cost as attention_cost
+from tightpass.jacobians.forms.base import Cost, Piece
+from tightpass.jacobians.forms.compose import Chain, Identity, Sum, cost_of_layers
 from tightpass.jacobians.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
+from tightpass.jacobians.forms.mlp import cost as mlp_cost
 from tightpass.jacobians.forms.norm import ClosedNorm, NormAt, norm_at
 from tightpass.jacobians.forms.rotation import Rotation
 from tightpass.jacobians.probe import explained, ratio
 from tightpass.jacobians.twice.block import twice
 from tightpass.jacobians.twice.pair import of
 from tightpass.jacobians.unknown import NoClosedFormError
-from tightpass.models.blocks import Block, Function
+from tightpass.models.blocks import Block, Function, depth_of
 from tightpass.models.capture import Call, record
 from tightpass.models.linear import is_plain_linear
 from tightpass.models.parts import LayerParts
+from tightpass.models.shape import Shape
 
 DOUBTFUL = 0.1
 """Relative difference from autodiff up to which rounding may be the reason; formulas that are wrong differ by more."""
@@ -50,6 +53,19 @@ def closed_form(block: Block) -> Piece | None:
         stacklevel=2,
     )
     return None
+
+
+def cost_of(kind: str, tokens: int, shape: Shape) -> Cost:
+    """What the closed form of a block of some kind takes."""
+    d, layer = shape.width, shape.widest
+    heads = 1 if kind == "head" else layer.heads
+    attention, mlp = attention_cost(tokens, d, heads, layer.d_head, shape.causal), mlp_cost(tokens, d, layer.d_ff)
+    if kind in ("attn", "head"):
+        return attention
+    if kind == "mlp":
+        return mlp
+    pulled = tokens * d * (0.5 if shape.causal else 1.0)
+    return cost_of_layers(attention, mlp, depth_of(shape, kind), pulled)
 
 
 def is_nearer(form: Piece, block: Block) -> bool:

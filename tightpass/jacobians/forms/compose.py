@@ -7,6 +7,7 @@ takes that into its output matrix, and only what comes before that is pulled thr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -40,7 +41,8 @@ class Identity(Piece):
 
     @property
     def cost(self) -> Cost:
-        return Cost(0.0, 0.0, 0, 0)
+        size = self.tokens * self.d_in
+        return Cost(0.0, 0.0, 0, working=size, widest=size, panel=self.d_in**2)
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
         return tangents.clone()
@@ -111,7 +113,7 @@ class Chain(_Composed):
         before = sum(piece.cost.product for piece in self.pieces[: mixing[-1]]) if mixing else 0.0
         seen = self.structure.count(self.tokens, self.tokens) / self.tokens**2
         each, formed = summed(self.pieces), summed(self.pieces[mixing[-1] :] if mixing else self.pieces)
-        return Cost(each.product, formed.blocks + self.d_out * self.tokens * seen * before, each.kept, each.working)
+        return replace(each, blocks=formed.blocks + self.d_out * self.tokens * seen * before)
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
         return reduce(lambda at, piece: pushed(piece, at), self.pieces, tangents)
@@ -151,16 +153,29 @@ def pulled(piece: Piece, cotangents: torch.Tensor) -> torch.Tensor:
 
 def cost_of_layers(attention: Cost, mlp: Cost, depth: int, pulled: float) -> Cost:
     """Of so many layers in a row; `pulled` rows of J, counted as whole cotangents, go back through all but the last."""
-    product, working = attention.product + mlp.product, max(attention.working, mlp.working)
-    blocks = attention.blocks + mlp.blocks + pulled * (depth - 1) * product
-    return Cost(depth * product, blocks, depth * (attention.kept + mlp.kept), working)
+    both = together([attention, mlp])
+    return replace(
+        both,
+        product=depth * both.product,
+        blocks=both.blocks + pulled * (depth - 1) * both.product,
+        kept=depth * both.kept,
+    )
 
 
 def summed(pieces: tuple[Piece, ...]) -> Cost:
-    costs = [piece.cost for piece in pieces]
+    return together([piece.cost for piece in pieces])
+
+
+def together(costs: list[Cost]) -> Cost:
+    """Of pieces that are held together and used one after the other. A panel is a row of blocks: of all tokens, where one of
+    them mixes; as it is written, the attention's output matrix takes in what comes after, and so do its pieces."""
+    row = max(cost.panel for cost in costs)
     return Cost(
-        sum(cost.product for cost in costs),
-        sum(cost.blocks for cost in costs),
-        sum(cost.kept for cost in costs),
-        max(cost.working for cost in costs),
+        product=sum(cost.product for cost in costs),
+        blocks=sum(cost.blocks for cost in costs),
+        kept=sum(cost.kept for cost in costs),
+        working=max(cost.working for cost in costs),
+        widest=max(cost.widest for cost in costs),
+        panel=row,
+        writing=row + max(cost.writing for cost in costs),
     )

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import torch
 
-from tightpass.jacobians.forms.base import Cost, Piece, groups, in_parts
+from tightpass.jacobians.forms.base import Cost, Piece, groups, in_parts, panel_of
 from tightpass.jacobians.forms.norm import NormAt, sum_of
 from tightpass.jacobians.forms.products import through
 from tightpass.kernels.rows import gather_rows
@@ -43,8 +43,16 @@ def slope_of(act: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> to
 
 def cost(tokens: int, d: int, d_ff: int, branches: int = 1) -> Cost:
     """Of an MLP between activations of width d, all units active."""
-    product = 2.0 * tokens * d * d_ff * (1 + branches)
-    return Cost(product, 2.0 * tokens * d * d * d_ff, 2 * (1 + branches) * d * d_ff, 2 * tokens * d_ff)
+    return Cost(
+        product=2.0 * tokens * d * d_ff * (1 + branches),
+        blocks=2.0 * tokens * d * d * d_ff,
+        kept=(1 + 2 * branches) * d * d_ff + (1 + branches) * tokens * d_ff,  # W2ᵀ, W1 and W1ᵀ; slopes, active units
+        working=tokens * ((1 + branches) * d_ff + 3 * d),
+        widest=tokens * max(d, d_ff),
+        panel=panel_of(tokens, d * d),
+        writing=(1 + branches) * d * d_ff,  # a token's factors
+        norm=4 * d_ff**2 + 2 * d * d_ff,  # the Gram matrices of the weights, and their product
+    )
 
 
 class ClosedMLP(Piece):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tightpass.jacobians.forms.base import Cost, Piece, groups
+from tightpass.jacobians.forms.base import Cost, Piece, groups, panel_of
 from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.norms import rms_epsilon
 from tightpass.structure import BlockDiagonal, Panel
@@ -90,7 +90,16 @@ class ClosedNorm(Piece):
 
     @property
     def cost(self) -> Cost:
-        return Cost(6.0 * self.tokens * self.d_in, 6.0 * self.tokens * self.d_in**2, 0, 2 * self.tokens * self.d_in)
+        size, square = self.tokens * self.d_in, self.d_in**2
+        return Cost(
+            product=6.0 * size,
+            blocks=6.0 * size * self.d_in,
+            kept=0,
+            working=2 * size,
+            widest=size,
+            panel=panel_of(self.tokens, square),
+            writing=2 * square,
+        )
 
     def push(self, tangents: torch.Tensor) -> torch.Tensor:
         out = self._centred(self.at.push(tangents))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,8 +13,10 @@ from tightpass.jacobians.probe import ratio
 from tightpass.jacobians.twice.maps import MLP, Attention, Chain, Linear, Map, Norm, Residual
 from tightpass.jacobians.twice.pair import Pair, of, perturbed
 from tightpass.jacobians.unknown import NoClosedFormError
-from tightpass.models.blocks import Block
+from tightpass.models.blocks import Block, depth_of, width_of
 from tightpass.models.parts import LayerParts
+from tightpass.models.shape import Shape
+from tightpass.work import Work, passing
 
 ELEMENTS = 2**21
 """Entries of the widest intermediate of a product: as many columns at once as that allows."""
@@ -26,6 +29,47 @@ AGREE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """How far the block's own value may be from that of the formulas, relative to it, before they are taken for another function."""
 
 
+@dataclass(frozen=True)
+class TwiceCost:
+    """What `Twice` takes, from shapes alone.
+
+    made       of its weights in slices, and its pieces
+    perturbed  of the measurement of its own rounding: the pieces once more, with as much noise
+    column     bytes of a product for each of `at_once` columns
+    """
+
+    made: Work
+    perturbed: Work
+    column: int
+    at_once: int
+
+    def product(self, columns: int) -> Work:
+        return passing(min(columns, self.at_once) * self.column)
+
+
+def cost_of(kind: str, tokens: int, shape: Shape, itemsize: int) -> TwiceCost:
+    """Of a block of some kind, its weights in numbers of a size."""
+    d, layer, digits = shape.width, shape.widest, {4: 24, 8: 53}[itemsize]
+    count = 1 if kind == "head" else layer.heads
+    attention = Attention.numbers(tokens, d, layer.heads, layer.d_head, count, digits)
+    mlp = MLP.numbers(tokens, d, layer.d_ff, digits)
+    inside = {"mlp": [mlp], "attn": [attention], "head": [attention]}.get(kind, [attention, mlp])
+    depth, numbers = depth_of(shape, kind), torch.float64.itemsize
+    held, pieces = (numbers * depth * sum(getattr(part, name) for part in inside) for name in ("held", "pieces"))
+    making, column = (numbers * max(getattr(part, name) for part in inside) for name in ("making", "column"))
+    heads = 0 if kind == "mlp" else layer.heads
+    return TwiceCost(
+        made=Work(0.0, held + pieces + making, held + pieces),
+        perturbed=passing(pieces + max(making, column)),
+        column=column,
+        at_once=columns_at_once(tokens, width_of(shape, kind, tokens), heads),
+    )
+
+
+def columns_at_once(tokens: int, width: int, heads: int) -> int:
+    return max(1, ELEMENTS // (tokens * max(width, heads * tokens)))
+
+
 class Twice:
     """J·X and Jᵀ·Y of a block for X (k, T, d) in twice float64's precision; `saturated` softmax rows inside."""
 
@@ -33,8 +77,8 @@ class Twice:
         self.formulas = _Formulas(block)
         self.map = self.formulas.map()
         self.saturated = sum(attention.saturated for attention in self.map.attentions)
-        tokens, heads = block.tokens, max((a.count for a in self.map.attentions), default=0)
-        self.at_once = max(1, ELEMENTS // (tokens * max(block.width, heads * tokens)))
+        heads = max((a.count for a in self.map.attentions), default=0)
+        self.at_once = columns_at_once(block.tokens, block.width, heads)
 
     def push(self, tangents: Pair) -> Pair:
         return self._in_parts(self.map.push, tangents)

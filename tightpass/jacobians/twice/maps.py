@@ -8,6 +8,7 @@ cotangents (k, T, width).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol
 
@@ -15,12 +16,29 @@ import torch
 from torch import nn
 
 from tightpass.jacobians.twice.functions import activation, exp
-from tightpass.jacobians.twice.matrix import matmul, sliced
+from tightpass.jacobians.twice.matrix import CUT, matmul, sliced, slices_of
 from tightpass.jacobians.twice.pair import Pair, of, reciprocal_root
 from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.linear import is_plain_linear
 
 Tensor = torch.Tensor
+
+
+MULTIPLIED = 16
+"""Arrays of the widest intermediate while it is multiplied, entry by entry, and cut for the next product."""
+EXPONENTIALS = 24
+"""Arrays of the scores' size while they become weights."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How many float64 numbers a map takes: `held` of weights, `pieces` that are made anew with each map, `making` beside
+    both, and `column` for each column of a product."""
+
+    held: int
+    pieces: int
+    making: int
+    column: int
 
 
 class Map(Protocol):
@@ -55,6 +73,12 @@ class Linear:
 
     def pull(self, cotangents: Pair) -> Pair:
         return matmul(cotangents, self.rows)
+
+    @staticmethod
+    def numbers(inputs: int, outputs: int, digits: int) -> tuple[int, int]:
+        """Of weights with so many digits: slices of rows and columns, and what is there while they are cut."""
+        entries = inputs * outputs
+        return entries * (slices_of(inputs, digits) + slices_of(outputs, digits)), entries * CUT
 
 
 class Norm:
@@ -118,6 +142,12 @@ class MLP:
     def pull(self, cotangents: Pair) -> Pair:
         return self.up.pull(self.down.pull(cotangents) * self.slope)
 
+    @staticmethod
+    def numbers(tokens: int, d: int, d_ff: int, digits: int) -> Numbers:
+        (up, cutting), (down, _) = Linear.numbers(d, d_ff, digits), Linear.numbers(d_ff, d, digits)
+        widest = MULTIPLIED * tokens * max(d, d_ff)
+        return Numbers(up + down, 2 * tokens * d_ff, max(cutting, widest), widest)
+
 
 class Attention:
     """Σ_h Wo_h·softmax(q_h k_hᵀ/√d_head)·v_h of all heads, or of one, whose share of the output projection is given."""
@@ -147,6 +177,19 @@ class Attention:
         if weights[2].bias is not None:
             o = o + (weights[2].bias if head is None else weights[2].bias[head * d_head : (head + 1) * d_head])
         self.y = self.output.push(o) if head is not None else self.output(o)
+
+    @staticmethod
+    def numbers(tokens: int, d: int, heads: int, d_head: int, count: int, digits: int) -> Numbers:
+        """Of `count` heads, whose queries, keys and values are made of the weights of all."""
+        held, cutting = Linear.numbers(d, heads * d_head, digits)
+        weights, activations = count * tokens**2, tokens * max(d, heads * d_head)
+        pieces = weights * (2 + 2 * slices_of(tokens)) + 6 * slices_of(max(tokens, d_head)) * tokens * count * d_head
+        return Numbers(
+            held=3 * held + held * count // heads,
+            pieces=pieces,
+            making=max(cutting, EXPONENTIALS * weights + 6 * activations),
+            column=MULTIPLIED * max(weights, activations) + 6 * activations,
+        )
 
     @property
     def attentions(self) -> tuple[Attention, ...]:

@@ -17,6 +17,11 @@ Tensor = torch.Tensor
 BITS = 80
 """A product is right to about 2⁻⁸⁰ of the largest entries of a row and a column."""
 
+SPREAD = 24
+"""Binary digits between the largest and the smallest entries of a row or column of weights, about."""
+CUT = 16
+"""Arrays of a matrix's size while it is cut, beside the slices; some of them places that are free and do not fit."""
+
 
 @dataclass(frozen=True)
 class Sliced:
@@ -32,6 +37,11 @@ class Sliced:
 def bits_of(depth: int) -> int:
     """How many bits a slice may have where products have `depth` terms."""
     return (53 - math.ceil(math.log2(max(depth, 2)))) // 2
+
+
+def slices_of(depth: int, digits: int = BITS) -> int:
+    """How many slices a factor has whose entries have so many binary digits."""
+    return math.ceil(min(BITS, digits + SPREAD) / bits_of(depth))
 
 
 def cut(matrix: Pair, axis: int, depth: int) -> tuple[Tensor, ...]:

@@ -20,11 +20,17 @@ from tightpass.arrays import on_host
 from tightpass.confidence import allowed_energy
 from tightpass.errors import InputError
 from tightpass.spectra.leading.operand import Operand, adjoint_times, check_operator, operand, scaled, times
+from tightpass.work import Work
 
 Array = Any
 BLOCK = 16
 """Columns of a product: enough for the memory's speed to be used, few enough to lose little of Krylov's."""
 BASIS_BYTES = 2**31
+COLUMNS = 14.0
+INNER = 6
+"""Matrices of the basis' size, (q, q) float64: B, its decomposition and what that takes."""
+BESIDE = 7
+"""Arrays of k columns of one side at the end: triplets, products, and their differences."""
 PROBING = 5
 """Blocks that a fresh start grows by, to see whether a value was skipped."""
 SHAKY = 0.05
@@ -108,6 +114,26 @@ def svds(
     )  # fmt: skip
 
 
+def basis_columns(m: int, n: int, k: int, width: int, itemsize: int) -> int:
+    """Columns that a basis of both sides has at most, without those of the next block."""
+    afford = BASIS_BYTES // ((m + n) * itemsize) // width * width
+    return min(m, n, max(k + 2 * width, min(max(8 * k, k + 24 * width), afford)))
+
+
+def work_of(m: int, n: int, k: int, itemsize: int, product: Work, width: int = BLOCK) -> Work:
+    """Of `svds`, which leaves k triplets. `product`: of one with as many columns as k, or a block.
+
+    Of the basis about half is written anew where it is compressed; k triplets and their products are there beside it in
+    the end. About `COLUMNS` columns are multiplied for each value.
+    """
+    width = min(width, m, n)
+    k = min(k, m, n)
+    both, most = (m + n) * itemsize, basis_columns(m, n, k, width, itemsize)
+    held = (most + width) * both + INNER * most**2 * 8
+    beside = max(max(k, most // 2) * both, (BESIDE * max(k, width) * both) // 2 + product.peak)
+    return Work(COLUMNS * k * product.flops, held + beside, k * both)
+
+
 def check_rank(op: Operand, k: Any) -> None:
     """Raises InputError unless 1 ≤ k ≤ min(M, N)."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= min(op.shape):
@@ -147,8 +173,7 @@ class _Basis:
     def __init__(self, op: _Counted, k: int, width: int, rng: np.random.Generator) -> None:
         (m, n), self.op, self.k, self.width, self.rng = op.shape, op, k, width, rng
         self.full = min(m, n)
-        afford = BASIS_BYTES // ((m + n) * op.dtype.itemsize) // width * width
-        self.most = min(self.full, max(k + 2 * width, min(max(8 * k, k + 24 * width), afford)))
+        self.most = basis_columns(m, n, k, width, op.dtype.itemsize)
         self.V, self.U = (op.new(np.zeros((rows, self.most + width), dtype=op.dtype)) for rows in (n, m))
         self.B = np.zeros((self.most + width, self.most + width))
         self.q = self.near = 0  # the columns of V and U that the next block is coupled to start at `near`
