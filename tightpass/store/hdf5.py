@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -11,6 +13,16 @@ import numpy as np
 TEXT = h5py.string_dtype("utf-8")
 NAMELESS = "This is a netCDF dimension but not a netCDF variable. {:9}"
 """What netCDF calls a dimension scale that holds no coordinates."""
+
+
+def create(path: Path) -> h5py.File:
+    """A new file that holds no times, so that equal content is equal to the bit, whatever the version of h5py. Raises
+    FileExistsError if it is there."""
+    made, access = h5py.h5p.create(h5py.h5p.FILE_CREATE), h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    made.set_obj_track_times(False)  # of the root group; those of datasets are off
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_LATEST)
+    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, made, access))
 
 
 def put(group: h5py.Group, name: str, values: Any, dimensions: Sequence[str], **attributes: Any) -> None:

@@ -18,7 +18,7 @@ from tightpass.rank.floor import Floor
 from tightpass.rank.interval import LABELS
 from tightpass.rank.records import Evidence
 from tightpass.rank.spectrum import Spectrum
-from tightpass.store.hdf5 import put
+from tightpass.store.hdf5 import create, put
 from tightpass.store.publish import published
 from tightpass.store.stored import check_evidence, check_part, door, parsed
 
@@ -165,7 +165,7 @@ def content_hash(record: Record, common: Common) -> str:
 def save(path: Path, record: Record, common: Common) -> None:
     """Publishes a record, once it reads back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with published(path, check=load) as part, h5py.File(part, "x", libver="v110") as file:
+    with published(path, check=load) as part, create(part) as file:
         write_job(file, record)
         put(file, "token_id", np.array(common.token_ids, dtype=np.int64), ("token",))
         file.attrs.update(

@@ -17,7 +17,7 @@ import numpy as np
 from tightpass.errors import VerificationError
 from tightpass.rank.spectrum import Spectrum
 from tightpass.store import before
-from tightpass.store.hdf5 import put, texts
+from tightpass.store.hdf5 import create, put, texts
 from tightpass.store.publish import published
 from tightpass.store.records import REMEDY, Common, Record, read_job, write_job
 from tightpass.store.stored import door
@@ -34,7 +34,7 @@ def save(path: Path, records: list[Record], common: Common) -> None:
         if len(load(part)[0]) != len(records):
             raise VerificationError(f"{part} does not read back what was written")
 
-    with published(path, check) as part, h5py.File(part, "x", libver="v110") as file:
+    with published(path, check) as part, create(part) as file:
         put(file, "job", [r.spectrum.name for r in records], ("job",))
         for name, (values, attributes) in _table(records).items():
             put(file, name, values, ("job",), **attributes)

@@ -19,6 +19,7 @@ import numpy as np
 from tightpass.arrays import on_host, squared_norm
 from tightpass.errors import InputError, VerificationError
 from tightpass.rank.records import Evidence
+from tightpass.store.hdf5 import create
 from tightpass.store.publish import part_of, publish
 from tightpass.store.stored import check_evidence, door, parsed
 from tightpass.structure import STRUCTURES, Panel, Structure
@@ -87,7 +88,7 @@ class ShardWriter:
     def _prepare(self, identity: str, x: np.ndarray) -> None:
         """Creates the part with its attributes and empty datasets."""
         layout = self.layout
-        self.file = h5py.File(self.part, "x", libver="v110")
+        self.file = create(self.part)
         self.file.attrs.update(
             schema=SCHEMA,
             identity=identity,
