@@ -111,3 +111,14 @@ def test_bounds_hold(name, kind):
     assert bounds[0].rank == len(values) or float(values[bounds[0].rank]) <= 1e-14 * float(values[0])
     norm_removes = name == "gpt_neox" and kind != "layer"
     assert any("LayerNorm removes" in bound.reason for bound in bounds) == norm_removes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_saved_model_is_the_same_model(tmp_path, name):
+    made(name).save_pretrained(tmp_path)
+    saved, given = tp.load_model(tmp_path), tp.load_model(made(name))
+    stored, own = saved.base.state_dict(), given.base.state_dict()
+    assert all(torch.equal(stored[key], own[key]) for key in stored)
+    blocks = [tp.block(model, "layer", layer=1, token_ids=IDS) for model in (saved, given)]
+    y = blocks[1].x
+    assert float((blocks[0].x - y).abs().max()) <= 1e-6 * float(y.abs().max())
