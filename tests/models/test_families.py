@@ -1,13 +1,15 @@
 """What every family in the table promises: it joins these tests by registering, with small models in `small_models.HF_MODELS`
-and its pieces, for the oracles, in `places.PLACES`."""
+and its pieces in `places.PLACES`, or with a tiny one in `family_models.CASES` and its row in `family_oracles.ROWS`."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
+import family_models
 import pytest
 import torch
+from family_oracles import ROWS
 from oracles.places import PLACES, place_of
 from oracles.small_models import HF_MODELS
 from transformers import AutoConfig, PreTrainedConfig
@@ -18,19 +20,35 @@ from tightpass.models.loading import Model
 from tightpass.models.shape import shape_of_config
 from tightpass.structure import Structure
 
-IDS = [5, 17, 2, 88, 41, 7]
+IDS = [5, 17, 2, 30, 11, 7]
 NAMES = {kind: [name for name, hf in HF_MODELS.items() if hf.config.model_type == kind] for kind in FAMILIES}
+for tiny, (type_, _) in family_models.CASES.items():
+    NAMES[type_].append(tiny)
 
 
-@pytest.fixture(params=[(kind, name) for kind, names in NAMES.items() for name in names or [None]], ids=str)
-def model(request) -> Model:
+@pytest.fixture(
+    scope="module", params=[(kind, name) for kind, names in NAMES.items() for name in names or [None]], ids=str
+)
+def named(request) -> tuple[str, Model]:
     kind, name = request.param
-    assert name is not None, f"the family {kind} has no small model in small_models.HF_MODELS"
-    assert kind in PLACES, f"the family {kind} has no entry in places.PLACES"
-    return tp.load_model(HF_MODELS[name])
+    assert name is not None, f"the family {kind} has no model in small_models.HF_MODELS or family_models.CASES"
+    assert kind in PLACES or name in ROWS, f"the family {kind} is not in places.PLACES or family_oracles.ROWS"
+    return name, tp.load_model(HF_MODELS[name] if name in HF_MODELS else family_models.made(name))
 
 
-def test_sites_are_modules_of_their_layer_and_those_that_the_oracles_mean(model):
+@pytest.fixture
+def model(named) -> Model:
+    return named[1]
+
+
+@pytest.fixture(params=HF_MODELS)
+def placed(request) -> Model:
+    """One of which `places` says where its pieces are."""
+    return tp.load_model(HF_MODELS[request.param])
+
+
+def test_sites_are_modules_of_their_layer_and_those_that_the_oracles_mean(placed):
+    model = placed
     place = place_of(model.config)
     for layer, parts in zip(place.layers(model.base), model.parts, strict=True):
         assert parts.layer is layer
@@ -44,7 +62,8 @@ def test_sites_are_modules_of_their_layer_and_those_that_the_oracles_mean(model)
     assert model.final_norm is place.final_norm(model.base)
 
 
-def test_the_shape_is_the_configurations(model):
+def test_the_shape_is_that_of_the_pieces(placed):
+    model = placed
     config, shape, place = model.config, model.shape, place_of(model.config)
     sizes = len(shape.layers), shape.width, shape.positions
     assert sizes == (config.num_hidden_layers, config.hidden_size, config.max_position_embeddings)
@@ -54,39 +73,67 @@ def test_the_shape_is_the_configurations(model):
         assert layer.kv_heads * layer.d_head == pieces.key.weight.shape[0]
         assert layer.d_ff == pieces.up.weight.shape[0]
         assert layer.pre_norm == place.pre_norm(config)
-    assert shape.noted == ()
     assert shape.causal == place.causal(config)
+
+
+def test_the_shape_is_the_configurations(model):
+    config, shape = model.config, model.shape
+    sizes = len(shape.layers), shape.width, shape.positions
+    assert sizes == (config.num_hidden_layers, config.hidden_size, config.max_position_embeddings)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    for layer in shape.layers:
+        assert (layer.heads, layer.kv_heads, layer.d_head) == (config.num_attention_heads, shared, width)
+    assert shape.noted == ()
     assert shape_of_config(config) == shape
 
 
+def test_heads_and_the_bias_add_up_to_the_attention(model):
+    heads = model.shape.layers[1].heads
+    attention, *each = [tp.block(model, "attn", layer=1, token_ids=IDS, norm=False)] + [
+        tp.block(model, "head", layer=1, head=h, token_ids=IDS, norm=False) for h in range(heads)
+    ]
+    projection = attention.layers[0].projection
+    bias = projection(attention.x.new_zeros(1, heads * model.shape.layers[1].d_head))
+    y = attention(attention.x)
+    assert (sum(head(attention.x) for head in each) + bias - y).abs().max() <= 1e-14 * y.abs().max()
+
+
 def test_a_layer_is_its_branches(model):
-    """x + attention, and then + MLP, each read through its pre-norm, or each sum through its own."""
+    """x + attention, and then + MLP, or both at x, or each sum through a norm of its own."""
     for index, parts in enumerate(model.parts):
         whole, attention, mlp = (tp.block(model, kind, layer=index, token_ids=IDS) for kind in ("layer", "attn", "mlp"))
         x = whole.x
-        for branch, after in ((attention, parts.after_attn), (mlp, parts.after_mlp)):
-            total = x + branch(x)
-            x = total if after is None else after(total)
+        if parts.parallel:
+            x = x + attention(x) + mlp(x)
+        else:
+            for branch, after in ((attention, parts.after_attn), (mlp, parts.after_mlp)):
+                total = x + branch(x)
+                x = total if after is None else after(total)
         y = whole(whole.x)
         assert (x - y).abs().max() <= 1e-14 * y.abs().max()
 
 
-def reached(block, structure: Structure) -> tuple[float, float]:
-    """The largest entry of J by reverse mode outside of a structure; and, of the blocks inside, the smallest of their largest."""
+def reached(block, structure: Structure, window: int) -> tuple[float, float]:
+    """The largest entry of J by reverse mode outside of a structure; and, of the blocks inside and within the window, the
+    smallest of their largest."""
     T = block.tokens
     J = torch.func.jacrev(block.function())(block.x).abs().amax((1, 3))
     inside = torch.zeros(T, T, dtype=torch.bool)
     for t in range(T):
         inside[t, list(structure.row(t, T))] = True
     outside = J[~inside]
-    return float(outside.max()) if len(outside) else 0.0, float(J[inside].min())
+    near = (torch.arange(T)[:, None] - torch.arange(T)) < window
+    return float(outside.max()) if len(outside) else 0.0, float(J[inside & near].min())
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attn", "head", "layer", "model"])
-def test_structures_hold_and_are_no_wider_than_they_need_be(model, kind):
+def test_structures_hold_and_are_no_wider_than_they_need_be(named, kind):
+    name, model = named
+    window = (ROWS[name].window(model.config, 1) if name in ROWS else None) or len(IDS)
     options = {"layer": None if kind == "model" else 1, "head": 1 if kind == "head" else None}
     block = tp.block(model, kind, token_ids=IDS, **options)
-    outside, inside = reached(block, block.structure)
+    outside, inside = reached(block, block.structure, window)
     assert outside == 0
     assert inside > 0
 

@@ -210,8 +210,7 @@ def verify_command(directory: Directory, debug: Debug = False) -> None:
 def models_command(as_json: Json = False) -> None:
     """List the models known by a short name, and the families."""
     quiet_libraries()
-    from tightpass.models.catalogue import known_models
-    from tightpass.models.families.base import FAMILIES
+    from tightpass.models.catalogue import families_by_route, known_models
 
     known = known_models()
     if as_json:
@@ -220,7 +219,9 @@ def models_command(as_json: Json = False) -> None:
     print(f"{'name':20} {'layers':>6} {'width':>6} {'heads':>6} {'positions':>9}  source")
     for m in known:
         print(f"{m.name:20} {m.layers:6} {m.width:6} {m.heads:6} {m.positions:9}  {m.source}")
-    print(f"\nAlso any local directory or Hub id in Hugging Face format of the families: {', '.join(sorted(FAMILIES))}")
+    print("\nAlso any local directory or Hub id in Hugging Face format of the families:")
+    for route, families in families_by_route().items():
+        print(f"  {route}: {', '.join(families)}")
 
 
 @app.command("doctor")

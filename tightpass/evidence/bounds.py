@@ -29,6 +29,9 @@ def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
             capped = f", at most {d - loses} each" if any(c > d - loses for c in found.active) else ""
             undecided = f", and {found.kinks} undecided" if found.kinks else ""
             bounds.append(Bound(limited, f"{T} tokens × {mean:.1f} active units on average{capped}{undecided}"))
+    if branch and kind == "attn" and parts.heads * parts.d_head < d:
+        heads, d_head = parts.heads, parts.d_head
+        bounds.append(Bound(T * heads * d_head, f"{T} tokens × {heads} heads × {d_head} directions of each"))
     if branch and kind == "head":
         d_head = parts.d_head
         bounds.append(Bound(T * d_head, f"{T} tokens × {d_head} directions of the head"))
@@ -41,10 +44,15 @@ def input_null(block: Block) -> bool:
     """Whether J is zero on (1, .., 1) of every input token, which a LayerNorm in front removes."""
     parts, options = block.layers[0], block.options
     norm = {"mlp": parts.mlp_norm, "attn": parts.attn_norm, "head": parts.attn_norm}.get(block.kind)
-    return options.norm and not options.residual and isinstance(norm, nn.LayerNorm)
+    return options.norm and not options.residual and removes_mean(norm)
 
 
 def ends_in_layer_norm(block: Block) -> bool:
     """Whether the block's output leaves through a LayerNorm."""
     last = block.layers[-1].after_mlp if block.final_norm is None else block.final_norm
-    return isinstance(last, nn.LayerNorm)
+    return removes_mean(last)
+
+
+def removes_mean(norm: nn.Module | None) -> bool:
+    """Whether a norm is torch's LayerNorm itself: others, and what is derived from it, may keep the mean."""
+    return isinstance(norm, nn.LayerNorm) and type(norm).forward is nn.LayerNorm.forward

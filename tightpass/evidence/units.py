@@ -48,7 +48,7 @@ def units(block: Block) -> Units:
     scale = SAFETY if block.x.dtype == torch.float32 else SAFETY * 2.0**-29
     undecided = torch.zeros(block.tokens, dtype=torch.long)
     for parts, mine, theirs in zip(block.layers, here, there, strict=True):
-        reach = magnitude(parts.up, mine)
+        reach = magnitude(parts.plain_mlp[0], mine)
         error = (mine.y.double() - theirs.y.double()).abs().reshape(reach.shape)
         ratio = float((error / reach.clamp_min(torch.finfo(torch.float64).tiny)).max())
         ratio = max(ratio, torch.finfo(torch.float32).eps)
@@ -72,7 +72,8 @@ def work_of(shape: Shape, kind: str, tokens: int, itemsize: int) -> Work:
 
 def connected(parts: LayerParts) -> torch.Tensor:
     """Units (d_ff,) that read something and are read by something; the others' derivative is zero either way."""
-    (up, _), (down, _) = linear_map(parts.up), linear_map(parts.down)
+    first, _, last = parts.plain_mlp
+    (up, _), (down, _) = linear_map(first), linear_map(last)
     return (up != 0).any(1) & (down != 0).any(0)
 
 

@@ -9,19 +9,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from tightpass import doors
 from tightpass.errors import InputError, VerificationError
+from tightpass.models.branches import (
+    attention_branch,
+    bare_attention,
+    bare_mlp,
+    head_share,
+    mlp_branch,
+    read_through,
+)
 from tightpass.models.capture import Call, Captured, record
 from tightpass.models.differences import direction, loses_precision, slope_error
+from tightpass.models.genuine import genuine
 from tightpass.models.linear import in_features
 from tightpass.models.loading import Model
 from tightpass.models.options import Options, check_options
 from tightpass.models.parts import LayerParts
+from tightpass.models.recomposed import check_recomposed
 from tightpass.models.shape import Shape
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
 from tightpass.work import Work, passing
@@ -82,36 +91,26 @@ class Block:
             inner = self._mlp(tokens)
         elif tokens is not None:
             raise InputError(f"{self.name} mixes tokens; it cannot be restricted to some of them")
-        elif kind == "attn":
-            inner = self._attention(None)
-        elif kind == "head":
-            inner = self._attention(self.options.head)
+        elif kind in ("attn", "head"):
+            inner = self._attention()
         else:
             inner = self._stack()
         if residual and kind in ("mlp", "attn", "head"):
-            return lambda x: x + inner(x)
-        return inner
+            return genuine(lambda x: x + inner(x))
+        return genuine(inner)
 
     def _mlp(self, tokens: slice | None) -> Function:
-        parts = self.layers[0]
-        norm = parts.mlp_norm if self.options.norm else None
-        act: Callable[[torch.Tensor], torch.Tensor] = parts.act
+        parts, act = self.layers[0], None
         if self.pattern is not None:
             act = PinnedReLU(self.pattern[0] if tokens is None else self.pattern[0][tokens])
-        return lambda x: parts.down(act(parts.up(x if norm is None else norm(x))))
+        return mlp_branch(parts, act) if self.options.norm else bare_mlp(parts, act)
 
-    def _attention(self, head: int | None) -> Function:
-        parts, call = self.layers[0], self.calls[0]["context"]
-        norm = parts.attn_norm if self.options.norm else None
-        context = without_projection(parts)
-
-        def attention(x: torch.Tensor) -> torch.Tensor:
-            h = x if norm is None else norm(x)
-            mixed = context(h[None], *call.args, **call.kwargs)[0][0]
-            y: torch.Tensor = parts.projection(mixed) if head is None else head_share(parts, mixed, head)
-            return y
-
-        return attention
+    def _attention(self) -> Function:
+        parts, call, options = self.layers[0], self.calls[0]["context"], self.options
+        if not options.norm or self.kind == "head":
+            bare = bare_attention(parts, call, options.head)
+            return read_through(parts.attn_norm if options.norm else None, bare)
+        return attention_branch(parts, call)
 
     def _stack(self) -> Function:
         layers, calls, final_norm = self.layers, self.calls, self.final_norm
@@ -130,7 +129,7 @@ class Block:
         """For each MLP inside: the input and output of its first linear map, at x."""
         if self.kind in ("attn", "head"):
             return []
-        ups = {str(i): parts.up for i, parts in enumerate(self.layers)}
+        ups = {str(i): parts.up for i, parts in enumerate(self.layers) if parts.up is not None}
         calls: dict[str, Call] = {}
         with torch.no_grad(), record(ups, calls):
             self(self.x)
@@ -140,6 +139,11 @@ class Block:
     def has_relu_units(self) -> bool:
         """Whether there are units that are either active or not."""
         return self.kind not in ("attn", "head") and isinstance(self.layers[0].act, nn.ReLU)
+
+    @property
+    def has_formulas(self) -> bool:
+        """Whether the formulas of this package are those of the block."""
+        return self.kind in self.model.family.closed
 
     def in_precision(self, dtype: torch.dtype) -> Block:
         """The same block at the same x in another precision, ReLU units held at this
@@ -179,24 +183,6 @@ class PinnedReLU(nn.Module):
         return z * self.pattern
 
 
-def without_projection(parts: LayerParts) -> nn.Module:
-    """The attention module up to its output projection; shares its weights."""
-    if parts.projection_inside is None:
-        return parts.context
-    return replaced(parts.context, parts.projection_inside, nn.Identity())
-
-
-def replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """A copy of `module` that shares its weights, with the module at `path` replaced."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    head, _, rest = path.partition(".")
-    child = twin._modules[head]
-    assert child is not None
-    twin._modules[head] = replaced(child, rest, new) if rest else new
-    return twin
-
-
 def convert(parts: LayerParts, dtype: torch.dtype, act: nn.Module | None) -> LayerParts:
     """A deep copy of one layer in another precision, its activation replaced if one is given."""
     paths = {id(module): path for path, module in parts.layer.named_modules()}
@@ -205,18 +191,9 @@ def convert(parts: LayerParts, dtype: torch.dtype, act: nn.Module | None) -> Lay
     def twin(module: nn.Module) -> nn.Module:
         return layer.get_submodule(paths[id(module)])
 
-    if act is not None:
+    if act is not None and parts.act is not None:
         layer.set_submodule(paths[id(parts.act)], act)
     return parts.map(twin)
-
-
-def head_share(parts: LayerParts, mixed: torch.Tensor, head: int) -> torch.Tensor:
-    """What one head of `mixed` (tokens, heads·d_head) adds to the output of the projection, whatever module that is."""
-    projection: Any = parts.projection
-    own = torch.zeros(mixed.shape[-1], dtype=mixed.dtype, device=mixed.device)
-    own[head * parts.d_head : (head + 1) * parts.d_head] = 1
-    share: torch.Tensor = projection(mixed * own) - projection(torch.zeros_like(mixed))
-    return share
 
 
 def build(captured: Captured, options: Options) -> Block:
@@ -238,7 +215,21 @@ def build(captured: Captured, options: Options) -> Block:
         final_norm=captured.final_norm if options.kind == "model" and options.norm else None,
     )
     _check_reproduces(made, y.reshape(-1, y.shape[-1]))
+    _refuse_gated_relu(made)
+    for i in chosen:
+        check_recomposed(captured, i)
     return made
+
+
+def _refuse_gated_relu(made: Block) -> None:
+    """Raises InputError for units that are on or off where they cannot be counted: the rank would hang on kinks unseen."""
+    if made.kind not in ("attn", "head") and any(
+        isinstance(module, nn.ReLU) for parts in made.layers if parts.mlp is not None for module in parts.mlp.modules()
+    ):
+        raise InputError(
+            f"{made.name} has a gated MLP with a ReLU, whose units near zero are not counted yet; "
+            "its attention (attn, head) can be had"
+        )
 
 
 def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
@@ -252,13 +243,27 @@ def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Ten
     if kind == "layer":
         whole = captured.call(layer, "layer")
         return whole.x, whole.y
-    start, norm, end = ("up", "mlp_norm", "down") if kind == "mlp" else ("context", "attn_norm", "projection")
-    reads_norm = options.norm and getattr(captured.parts[layer], norm) is not None
+    parts = captured.parts[layer]
+    start, norm, end, post = ("context", "attn_norm", "projection", "attn_post")
+    if kind == "mlp":
+        whole_module = parts.mlp is not None
+        start, norm, end, post = (
+            "mlp" if whole_module else "up",
+            "mlp_norm",
+            "mlp" if whole_module else "down",
+            "mlp_post",
+        )
+    reads_norm = options.norm and getattr(parts, norm) is not None
     x = captured.call(layer, norm if reads_norm else start).x
-    y = captured.call(layer, end).y
-    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    x = x.reshape(-1, x.shape[-1])
     if kind == "head":
         y = _head_output(captured, options)
+    elif options.norm:
+        y = captured.call(layer, end if getattr(parts, post) is None else post).y
+        y = y if parts.scale == 1 else y * parts.scale
+    else:
+        y = captured.call(layer, end).y
+    y = y.reshape(-1, y.shape[-1])
     return x, y + x if options.residual else y
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tightpass.errors import InputError
+from tightpass.errors import InputError, TightpassError
+from tightpass.models import attention
+from tightpass.models.genuine import genuine_inside
 from tightpass.models.loading import Model
 from tightpass.models.parts import LayerParts
 from tightpass.models.shape import Shape
@@ -135,7 +137,10 @@ def work_of(shape: Shape, tokens: int, itemsize: int) -> Work:
 
 
 def capture(model: Model, ids: torch.Tensor) -> Captured:
-    """Runs the model once on token ids (T,) and keeps every layer's calls."""
+    """Runs the model once on token ids (T,) and keeps every layer's calls, all in the model's own precision.
+
+    Raises VerificationError where this package's attention is not the model's.
+    """
     modules: dict[str, nn.Module] = {}
     for index, parts in enumerate(model.parts):
         modules[f"{index}.layer"] = parts.layer
@@ -143,10 +148,12 @@ def capture(model: Model, ids: torch.Tensor) -> Captured:
     if model.final_norm is not None:
         modules["final_norm"] = model.final_norm
     calls: dict[str, Call] = {}
-    with torch.no_grad(), record(modules, calls):
+    layers = [parts.layer for parts in model.parts]
+    inside = layers if model.final_norm is None else [*layers, model.final_norm]
+    with torch.no_grad(), attention.proved(), genuine_inside(dict.fromkeys(inside)), record(modules, calls):
         try:
             model.base(input_ids=ids[None].to(model.device), use_cache=False)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, TightpassError):
             raise
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tightpass.models.families.base import FAMILIES
 from tightpass.models.loading import demo_directory
 from tightpass.models.sizes import ALIASES, packaged_config
 
@@ -31,6 +32,14 @@ def known_models() -> list[Known]:
         _known("demo", "bundled", bundled),
         *(_known(alias, hub_id, config.to_dict()) for alias, hub_id, config in packaged),
     ]
+
+
+def families_by_route() -> dict[str, list[str]]:
+    """How blocks of each family are differentiated, in words -> model types."""
+    found: dict[str, list[str]] = {"in closed form": [], "by automatic differentiation": []}
+    for kind, family in sorted(FAMILIES.items()):
+        found["in closed form" if family.closed else "by automatic differentiation"].append(kind)
+    return found
 
 
 def _known(name: str, source: str, said: Mapping[str, Any]) -> Known:

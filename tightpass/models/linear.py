@@ -12,21 +12,23 @@ from tightpass.errors import InputError
 
 def in_features(module: nn.Module) -> int:
     """What a linear map reads."""
-    return _features(module, "in_features", "input")
+    return _features(module, ("in_features", "nx"), "input")
 
 
 def out_features(module: nn.Module) -> int:
     """What a linear map gives."""
-    return _features(module, "out_features", "output")
+    return _features(module, ("out_features", "nf"), "output")
 
 
-def _features(module: nn.Module, name: str, side: str) -> int:
+def _features(module: nn.Module, names: tuple[str, str], side: str) -> int:
+    """As a Linear names it, or a Conv1D of transformers."""
     inner: Any = module
-    while not hasattr(inner, name):
+    while inner is not None:
+        for name in names:
+            if hasattr(inner, name):
+                return int(getattr(inner, name))
         inner = getattr(inner, "base_layer", None)
-        if inner is None:
-            raise InputError(f"cannot tell how wide the {side} of {type(module).__name__} is (no {name})")
-    return int(getattr(inner, name))
+    raise InputError(f"cannot tell how wide the {side} of {type(module).__name__} is (no {names[0]})")
 
 
 def is_plain_linear(module: nn.Module) -> bool:

@@ -181,13 +181,18 @@ PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states"
 
 
 def plain(config: Any) -> Any:
-    """The configuration, changed in place: results whole, by name and at once, with this package's attention."""
+    """The configuration, changed in place: results whole, by name and at once, with the attention that `attention_of` says."""
     for field, value in PLAIN.items():
         if hasattr(config, field):
             setattr(config, field, value)
     attention.register()
-    config._attn_implementation = attention.NAME
+    config._attn_implementation = attention_of(config)
     return config
+
+
+def attention_of(config: Any) -> str:
+    """This package's attention, or the family's own where it takes no other."""
+    return "eager" if family_of(config).own_attention else attention.NAME
 
 
 @contextmanager
@@ -330,7 +335,7 @@ def _pretrained(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
             source.location,
             config=config,
             dtype=dtype,
-            attn_implementation=attention.NAME,
+            attn_implementation=attention_of(config),
             trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they come back in `found`, and are refused by name
@@ -406,7 +411,7 @@ def _random(source: Source, config: Any, dtype: torch.dtype, seed: int) -> nn.Mo
 
     with the_door(source), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModel.from_config(config, dtype=dtype, attn_implementation=attention.NAME)  # type: ignore[no-any-return]
+        return AutoModel.from_config(config, dtype=dtype, attn_implementation=attention_of(config))  # type: ignore[no-any-return]
 
 
 def check_given(given: nn.Module) -> None:

@@ -17,11 +17,15 @@ from tightpass.models.linear import in_features, out_features
 class LayerParts(Sites[nn.Module]):
     """The modules of one layer.
 
-    d_head   as the attention module has it: layers may differ from the configuration, and from each other
+    d_head     as the attention module has it: layers may differ from the configuration, and from each other
+    parallel   whether attention and MLP both read the layer's input
+    scale      what each branch is multiplied by before it is added
     """
 
     layer: nn.Module
     d_head: int
+    parallel: bool = False
+    scale: float = 1.0
 
     @property
     def heads(self) -> int:
@@ -31,12 +35,21 @@ class LayerParts(Sites[nn.Module]):
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values, which several heads may share."""
-        return out_features(self.key) // self.d_head
+        if self.key is not None:
+            return out_features(self.key) // self.d_head
+        return self.heads // int(getattr(self.context, "num_key_value_groups", 1))
 
     @property
     def d_ff(self) -> int:
         """Units of the MLP."""
         return in_features(self.down)
+
+    @property
+    def plain_mlp(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """up, act and down of an MLP that is down(act(up(h))). Raises InputError for any other."""
+        if self.up is None or self.act is None:
+            raise InputError(f"the MLP of {type(self.layer).__name__} is not two maps with a function between them")
+        return self.up, self.act, self.down
 
     @property
     def pre_norm(self) -> bool:
@@ -58,13 +71,18 @@ class LayerParts(Sites[nn.Module]):
 def parts_of(base: nn.Module, family: Family) -> tuple[LayerParts, ...]:
     """The parts of every layer of a base model. Raises InputError for what is not where the row says."""
     layers: Any = submodule(base, family.layers)
-    sites = family.sites(base.config)
-    return tuple(_layer_parts(layer, sites, family.head_size) for layer in layers)
+    return tuple(_layer_parts(layer, base.config, family) for layer in layers)
 
 
-def _layer_parts(layer: nn.Module, sites: Sites[str], head_size: str) -> LayerParts:
-    found: dict[str, Any] = {name: submodule(layer, path) for name, path in sites.items()}
-    return LayerParts(layer=layer, d_head=int(getattr(found["context"], head_size)), **found)
+def _layer_parts(layer: nn.Module, config: Any, family: Family) -> LayerParts:
+    found: dict[str, Any] = {name: submodule(layer, path) for name, path in family.sites(config).items()}
+    return LayerParts(
+        layer=layer,
+        d_head=int(getattr(found["context"], family.head_size)),
+        parallel=family.parallel(config),
+        scale=family.scale(config),
+        **found,
+    )
 
 
 def final_norm_of(base: nn.Module, family: Family) -> nn.Module | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -33,11 +33,13 @@ DOUBTFUL = 0.1
 
 
 def closed_form(block: Block) -> Piece | None:
-    """The closed form of a block; None where there are modules that the formulas do not know.
+    """The closed form of a block; None where its family's row, or a module in it, is not what the formulas know.
 
     It is compared with autodiff in one direction at x. Where they differ by what rounding may still be, as where softmax
     saturates, the one that is nearer to products in twice float64's precision is right; else there is one warning, and None.
     """
+    if not block.has_formulas:
+        return None
     makers = {"mlp": _mlp, "attn": _attention, "head": _attention}
     with torch.no_grad():
         try:
@@ -112,7 +114,7 @@ def disagreement(form: Piece, block: Block) -> tuple[float, float]:
     return max(ratio(gap, size), ratio(adjoint, reach)), explained(v.dtype)
 
 
-def _linear(module: nn.Module) -> nn.Linear:
+def _linear(module: nn.Module | None) -> nn.Linear:
     if not isinstance(module, nn.Linear) or not is_plain_linear(module):
         raise NoClosedFormError(f"no closed form for {type(module).__name__}")
     return module
@@ -136,8 +138,8 @@ def mlp_at(
     make: type[ClosedMLP] = ClosedMLP,
 ) -> ClosedMLP:
     """An MLP with pre-activations z (T, d_ff), or units that are held."""
-    up, down = _linear(parts.up), _linear(parts.down)
-    act: Callable[[torch.Tensor], torch.Tensor] = parts.act
+    first, act, last = parts.plain_mlp
+    up, down = _linear(first), _linear(last)
     slope = slope_of(act, z) if pattern is None else pattern
     weight = up.weight if norm is None else norm.fold(up.weight)
     return make(down.weight, [Branch(weight.contiguous(), slope.contiguous())], norm, residual)

@@ -123,10 +123,12 @@ def _size(moved: torch.Tensor) -> float:
 
 
 def twice(block: Block) -> Twice | None:
-    """None where the block has a piece that the formulas do not know, or computes something else than they say.
+    """None where the block's family, or a piece of it, is not what the formulas know, or it computes something else than they say.
 
     A float32 block whose own value is far off may have left float32's range inside: float64 tells that from another function.
     """
+    if not block.has_formulas:
+        return None
     with torch.no_grad():
         try:
             found = Twice(block)
@@ -172,11 +174,12 @@ class _Formulas:
         return Residual(inner, x) if block.options.residual else inner
 
     def _mlp(self, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> MLP:
-        return MLP(self._linear(parts.up), parts.act, self._linear(parts.down), x, pattern)
+        up, act, down = parts.plain_mlp
+        return MLP(self._linear(up), act, self._linear(down), x, pattern)
 
     def _attention(self, parts: LayerParts, x: Pair) -> Attention:
         head = self.block.options.head
-        weights = [self._linear(module) for module in (parts.query, parts.key, parts.value)]
+        weights = [self._linear(module) for module in (parts.query, parts.key, parts.value) if module is not None]
         causal = self.block.model.shape.causal
         return Attention(weights, self._linear(parts.projection, head, parts.d_head), parts.heads, causal, x, head)
 

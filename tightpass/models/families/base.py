@@ -23,23 +23,29 @@ class Sites(Generic[At]):
 
     context      what mixes values over tokens; its first output is per head, concatenated, before the output projection
                  (which it may contain)
-    query, key, value    the attention's input projections, linear maps from width to heads
     projection   the attention's output projection, a linear map from heads to width
-    up, act, down              the MLP's maps, and what stands between them
+    mlp          the MLP as one module, where it is more than down(act(up(h)))
+    down         the MLP's last map, a linear one
+    up, act      its first map, and what stands between them; both or, where there is an `mlp`, none
+    query, key, value    the attention's input projections, linear maps from width to heads, where they stand apart
     attn_norm, mlp_norm        pre-norms, that attention and MLP read through; None where there are none
+    attn_post, mlp_post        norms on what they give, before it is added, likewise
     after_attn, after_mlp      norms on the residual sums after them, likewise
     """
 
     context: At = field(metadata=RECORDED)
-    query: At
-    key: At
-    value: At
     projection: At = field(metadata=RECORDED)
-    up: At = field(metadata=RECORDED)
-    act: At
     down: At = field(metadata=RECORDED)
+    mlp: At | None = field(default=None, metadata=RECORDED)
+    up: At | None = field(default=None, metadata=RECORDED)
+    act: At | None = None
+    query: At | None = None
+    key: At | None = None
+    value: At | None = None
     attn_norm: At | None = field(default=None, metadata=RECORDED)
     mlp_norm: At | None = field(default=None, metadata=RECORDED)
+    attn_post: At | None = field(default=None, metadata=RECORDED)
+    mlp_post: At | None = field(default=None, metadata=RECORDED)
     after_attn: At | None = None
     after_mlp: At | None = None
 
@@ -68,6 +74,11 @@ class Family:
     causal       whether a token sees those before it alone
     positions    how many tokens the base model has positions for: from its modules, where they know
     unused       prefixes of weights that hidden states never pass through
+    parallel     whether attention and MLP both read the layer's input
+    scale        what each branch is multiplied by before it is added
+    closed       kinds of blocks whose pieces the formulas of this package know, in working and in twice float64's precision;
+                 all others are differentiated automatically
+    own_attention    whether the attention computes by itself, and takes no function of this package
     """
 
     model_types: tuple[str, ...]
@@ -78,6 +89,10 @@ class Family:
     causal: Callable[[Any], bool]
     positions: Callable[[Any], int] = said_positions
     unused: tuple[str, ...] = ()
+    parallel: Callable[[Any], bool] = lambda config: False
+    scale: Callable[[Any], float] = lambda config: 1.0
+    closed: tuple[str, ...] = ()
+    own_attention: bool = False
 
 
 FAMILIES: dict[str, Family] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.options import KINDS
 
 
 def sites(config: Any) -> Sites[str]:
@@ -32,5 +33,6 @@ register(
         causal=lambda config: bool(config.is_decoder),
         positions=lambda base: int(base.embeddings.position_embeddings.num_embeddings),
         unused=("pooler.",),
+        closed=KINDS,
     )
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.options import KINDS
 
 
 def sites(config: Any) -> Sites[str]:
@@ -40,5 +41,6 @@ register(
         head_size="head_dim",
         causal=lambda config: True,
         positions=positions,
+        closed=KINDS,
     )
 )

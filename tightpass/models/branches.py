@@ -1,0 +1,107 @@
+"""What a layer adds to the residual stream: its pieces put together as functions of (tokens, width)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tightpass.models.capture import Call
+from tightpass.models.parts import LayerParts
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+def bare_mlp(parts: LayerParts, act: Function | None = None) -> Function:
+    """The MLP by itself; with another function between its maps, if one is given and it has such a place."""
+    if parts.mlp is not None:
+        return _by_batches(parts.mlp)
+    up, own, down = parts.plain_mlp
+    between = own if act is None else act
+    return lambda h: down(between(up(h)))
+
+
+def _by_batches(module: nn.Module) -> Function:
+    def apply(h: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = module(h[None])[0]
+        return y
+
+    return apply
+
+
+def bare_attention(parts: LayerParts, call: Call, head: int | None = None) -> Function:
+    """The attention by itself, as it was called; or what one head adds to its output."""
+    context = without_projection(parts)
+
+    def attention(h: torch.Tensor) -> torch.Tensor:
+        mixed = context(h[None], *call.args, **call.kwargs)[0][0]
+        y: torch.Tensor = parts.projection(mixed) if head is None else head_share(parts, mixed, head)
+        return y
+
+    return attention
+
+
+def read_through(norm: nn.Module | None, bare: Function) -> Function:
+    """A piece behind its pre-norm, if it has one."""
+    return bare if norm is None else lambda x: bare(norm(x))
+
+
+def added(parts: LayerParts, branch: Function, post: nn.Module | None) -> Function:
+    """What the residual stream receives of a branch: behind its post-norm, times the layer's multiplier."""
+    normed = branch if post is None else lambda x: post(branch(x))
+    return normed if parts.scale == 1 else lambda x: normed(x) * parts.scale
+
+
+def attention_branch(parts: LayerParts, call: Call) -> Function:
+    """All that attention adds."""
+    return added(parts, read_through(parts.attn_norm, bare_attention(parts, call)), parts.attn_post)
+
+
+def mlp_branch(parts: LayerParts, act: Function | None = None) -> Function:
+    """All that the MLP adds."""
+    return added(parts, read_through(parts.mlp_norm, bare_mlp(parts, act)), parts.mlp_post)
+
+
+def recomposed(parts: LayerParts, call: Call) -> Function:
+    """The layer, put together from its branches and the norms on its sums."""
+    attention, mlp = attention_branch(parts, call), mlp_branch(parts)
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        if parts.parallel:
+            return x + attention(x) + mlp(x)
+        for branch, after in ((attention, parts.after_attn), (mlp, parts.after_mlp)):
+            x = x + branch(x)
+            x = x if after is None else after(x)
+        return x
+
+    return layer
+
+
+def head_share(parts: LayerParts, mixed: torch.Tensor, head: int) -> torch.Tensor:
+    """What one head of `mixed` (tokens, heads·d_head) adds to the output of the projection, whatever module that is."""
+    projection: Any = parts.projection
+    own = torch.zeros(mixed.shape[-1], dtype=mixed.dtype, device=mixed.device)
+    own[head * parts.d_head : (head + 1) * parts.d_head] = 1
+    share: torch.Tensor = projection(mixed * own) - projection(torch.zeros_like(mixed))
+    return share
+
+
+def without_projection(parts: LayerParts) -> nn.Module:
+    """The attention module up to its output projection; shares its weights."""
+    if parts.projection_inside is None:
+        return parts.context
+    return replaced(parts.context, parts.projection_inside, nn.Identity())
+
+
+def replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """A copy of `module` that shares its weights, with the module at `path` replaced."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    head, _, rest = path.partition(".")
+    child = twin._modules[head]
+    assert child is not None
+    twin._modules[head] = replaced(child, rest, new) if rest else new
+    return twin

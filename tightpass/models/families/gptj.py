@@ -1,0 +1,36 @@
+"""GPT-J: attention and MLP side by side behind one norm, in attention code of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tightpass.models.families.base import Family, Sites, register
+
+
+def sites(config: Any) -> Sites[str]:
+    return Sites(
+        context="attn",
+        query="attn.q_proj",
+        key="attn.k_proj",
+        value="attn.v_proj",
+        projection="attn.out_proj",
+        up="mlp.fc_in",
+        act="mlp.act",
+        down="mlp.fc_out",
+        attn_norm="ln_1",
+        mlp_norm="ln_1",
+    )
+
+
+register(
+    Family(
+        model_types=("gptj",),
+        layers="h",
+        sites=sites,
+        final_norm="ln_f",
+        head_size="head_dim",
+        causal=lambda config: True,
+        parallel=lambda config: True,
+        own_attention=True,
+    )
+)

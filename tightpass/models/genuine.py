@@ -1,0 +1,79 @@
+"""float64 that stays float64: the casts to a lower precision in the code of many families are lifted.
+
+Their norms, softmax and rotations compute in float32 whatever the input. That they no longer do is proved of every block by
+finite differences (`blocks.check_by_differences`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+SOFTMAX = {torch.softmax, torch.Tensor.softmax, nn.functional.softmax}
+SOFTMAX |= {torch.log_softmax, torch.Tensor.log_softmax, nn.functional.log_softmax}
+
+
+class Genuine(TorchFunctionMode):
+    """Keeps float64 tensors in float64 through `.to`, `.float` and `softmax(dtype=)`. All other tensors pass as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
+            if func is torch.Tensor.float:
+                return args[0]
+            if func is torch.Tensor.to:
+                args = (args[0], *map(_lifted, args[1:]))
+                kwargs = {name: _lifted(value) for name, value in kwargs.items()}
+            elif func in SOFTMAX and kwargs.get("dtype") is not None:
+                kwargs = kwargs | {"dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
+def _lifted(given: Any) -> Any:
+    """An argument of `.to`: a floating precision becomes float64, a tensor to be like its device."""
+    if isinstance(given, torch.dtype):
+        return torch.float64 if given.is_floating_point else given
+    if isinstance(given, torch.Tensor) and given.is_floating_point():
+        return given.device
+    return given
+
+
+def genuine(function: Function) -> Function:
+    """The function in its input's own precision, where that is float64."""
+
+    def computed(x: torch.Tensor) -> torch.Tensor:
+        with Genuine():
+            return function(x)
+
+    return computed
+
+
+@contextmanager
+def genuine_inside(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Every call of one of the modules is genuine. What is called between them is not: tables of positions stay as they are
+    handed to the layers."""
+    modes: list[Genuine] = []
+
+    def enter(*_: Any) -> None:
+        modes.append(Genuine())
+        modes[-1].__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(*_: Any) -> None:
+        modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    handles = []
+    for module in modules:
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
