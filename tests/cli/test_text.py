@@ -141,3 +141,20 @@ def test_layers_as_python_has_them(layers, text):
 def test_token_ids_that_are_none(small_opt, ids):
     with pytest.raises(tp.InputError, match="token_ids must be a list of integers"):
         check_ids(tp.load_model(small_opt), ids)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("tokens: 4\nseed: 1\ntokens: 5\n", r"\(line 3\): 'tokens' stands there twice"),
+        ("tokens: 4\n\tseed: 1\n", r"\(line 2\): .*spaces, not tabs"),
+        ("layers: [0\n", r"as YAML \(line 2\)"),
+        ("tokens: null\n", "tokens: expected a whole number, got None"),
+        ("norm: perhaps\n", "norm: expected true or false"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_refused_with_their_place(tmp_path, content, words):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(tp.InputError, match=words):
+        Config.read(str(path))

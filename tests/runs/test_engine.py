@@ -103,6 +103,7 @@ def test_the_identity_is_of_all_that_defines_the_numbers(model):
         listed(model, 4, layers="1")[0][0],
         listed(model, 3, layers="2")[0][0],
         listed(model, 3, layers="1", block="attn")[0][0],
+        *listed(model, 3, layers="1", block="head")[0][:2],
         listed(model, 3, layers="1", norm=False)[0][0],
         listed(model, 3, layers="1", residual=True)[0][0],
         listed(model, 3, layers="1", dtype="float32")[0][0],

@@ -349,3 +349,14 @@ def test_wrong_products_are_refused_where_they_cancel(wrong, message, transposed
 def test_a_value_beyond_the_range_is_refused(largest, dtype):
     with pytest.raises(InputError, match="beyond the range of float"):
         tp.svds(np.full((3, 3), largest, dtype=dtype), k=1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("float32", 1e37), ("float32", 1e-36), ("float64", 1e307), ("float64", 1e-300)]
+)
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
+def test_sums_inside_stay_in_range_where_entries_do(dtype, scale, shape):
+    A = np.random.default_rng(0).standard_normal(shape)
+    expected = np.linalg.svd(A, compute_uv=False)[:5]
+    found = tp.svds((A * scale).astype(dtype), k=5)
+    assert np.allclose(found.S / np.asarray(scale, dtype), expected, rtol=1e-5)

@@ -96,13 +96,15 @@ DETAIL = {
 
 
 def refused(copy, words, capsys, monkeypatch):
+    """Of results.h5, where no records speak for it."""
     path = copy / "results.h5"
+    shutil.rmtree(copy / "records")
     for arguments in (["show", copy], ["verify", copy]):
         code, out, err = call(capsys, monkeypatch, *arguments)
         assert (code, out) == (4, "")
         assert words in err
         assert f"{path} " in err
-        assert "delete it and run again, shards are kept" in err
+        assert "delete it and run again; all else is kept" in err
         assert len(err.splitlines()) == 1
 
 
@@ -162,6 +164,7 @@ RECORD = {
         "provenance", edited(file.attrs["provenance"], model="other")
     ),
     "a token": lambda file: file["token_id"].__setitem__(0, 7),
+    "a label": lambda file: file["label"].__setitem__(0, 0),
     "no name": lambda file: file.attrs.__delitem__("name"),
     "another schema": lambda file: file.attrs.__setitem__("record", 99),
 }
@@ -172,7 +175,7 @@ def test_an_edited_record_is_seen_and_made_again(copy, change):
     path, values = copy / "records/L01.mlp.h5", tp.open(copy)["L01.mlp"].values
     with h5py.File(path, "r+") as file:
         change(file)
-    with pytest.raises(tp.VerificationError, match="run again, shards are kept"):
+    with pytest.raises(tp.VerificationError, match="run again; all else is kept"):
         records.load(path)
     (copy / "results.h5").unlink()
     assert np.array_equal(tp.run(out=str(copy), **QUESTION)["L01.mlp"].values, values)
@@ -339,6 +342,7 @@ VALUES = {
 def test_values_that_no_run_gives_are_refused(copy, name, change, words, capsys, monkeypatch):
     with h5py.File(copy / "results.h5", "a") as file:
         file[f"L01.mlp/{name}"][...] = change(file[f"L01.mlp/{name}"][...])
+    shutil.rmtree(copy / "records")
     code, _, err = call(capsys, monkeypatch, "show", copy)
     assert code == 4
     assert words in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import xarray as xr
 
 import tightpass as tp
-from tightpass.store import journal
+from tightpass.store import journal, records, results
 from tightpass.store.shards import Shard
 
 QUESTION = {"block": "mlp", "tokens": 6, "layers": "1-2"}
@@ -193,8 +194,177 @@ def test_verify_finds_a_flipped_byte_and_a_lost_shard(finished):
 def test_verify_finds_a_changed_spectrum(finished):
     with h5py.File(finished.directory / "results.h5", "r+") as file:
         file["L01.mlp/singular_values"][0] *= 1.0001
+    assert tp.open(finished.directory)["L01.mlp"].values[0] == finished["L01.mlp"].values[0]  # the record's
+    with pytest.raises(tp.VerificationError, match=r"content of L01.mlp is not what was written.*run again"):
+        tp.verify(finished.directory)
+
+
+def forge(directory, name, **changes):
+    """Another spectrum in a job's record and in results.h5, as whoever knows their hashes would write it."""
+    opened = tp.open(directory)
+    common = records.Common(opened.provenance, list(opened.token_ids))
+    forged = [
+        replace(r, spectrum=replace(r.spectrum, **changes)) if r.spectrum.name == name else r for r in opened.records
+    ]
+    for record in forged:
+        records.save(directory / f"records/{record.spectrum.name}.h5", record, common)
+    results.save(directory / "results.h5", forged, common)
+
+
+def test_verify_finds_a_forged_spectrum(finished):
+    values = finished["L01.mlp"].values.copy()
+    values[0] *= 1.0001
+    forge(finished.directory, "L01.mlp", values=values)
     with pytest.raises(tp.VerificationError, match="Σσ²"):
         tp.verify(finished.directory)
+
+
+def test_verify_finds_forged_evidence(finished):
+    evidence = replace(finished["L01.mlp"].evidence, kinks=finished["L01.mlp"].evidence.kinks + 1)
+    forge(finished.directory, "L01.mlp", evidence=evidence)
+    with pytest.raises(tp.VerificationError, match="has other evidence than the record"):
+        tp.verify(finished.directory)
+
+
+def smaller_floor(spectrum):
+    parts = tuple(replace(part, bound=part.bound * 1e-6) for part in spectrum.floor.parts)
+    return replace(spectrum.floor, parts=parts)
+
+
+def test_the_record_is_the_truth(finished):
+    """results.h5 with a floor that is too small, and whole in itself, beside the records: it is not believed, and made again."""
+    directory, opened = finished.directory, finished
+    common = records.Common(opened.provenance, list(opened.token_ids))
+    forged = [replace(r, spectrum=replace(r.spectrum, floor=smaller_floor(r.spectrum))) for r in opened.records]
+    results.save(directory / "results.h5", forged, common)
+    assert tp.open(directory)["L01.mlp"].floor == opened["L01.mlp"].floor
+    with pytest.raises(tp.VerificationError, match=r"says otherwise of L01.mlp than its record; delete it"):
+        tp.verify(directory)
+    tp.run(out=str(directory), **QUESTION)
+    assert results.load(directory / "results.h5")[0][0].spectrum.floor == opened["L01.mlp"].floor
+    assert len(tp.verify(directory)) == 2
+
+
+def test_verify_does_without_results(finished):
+    (finished.directory / "results.h5").unlink()
+    assert len(tp.verify(finished.directory)) == 2
+
+
+def test_verify_takes_results_that_lack_a_job(finished):
+    """As they are where a continued run was killed before it gathered."""
+    common = records.Common(finished.provenance, list(finished.token_ids))
+    results.save(finished.directory / "results.h5", list(finished.records[:1]), common)
+    assert tp.open(finished.directory).names == ["L01.mlp", "L02.mlp"]
+    assert len(tp.verify(finished.directory)) == 2
+    tp.run(out=str(finished.directory), **QUESTION)
+    assert len(results.load(finished.directory / "results.h5")[0]) == 2
+
+
+def test_damaged_records_do_not_verify(finished):
+    path = finished.directory / "records/L02.mlp.h5"
+    path.write_bytes(path.read_bytes()[:300])
+    for read in (tp.open, tp.verify):
+        with pytest.raises(tp.VerificationError, match=r"L02.mlp.h5 is damaged .*run again"):
+            read(finished.directory)
+    tp.run(out=str(finished.directory), **QUESTION)
+    assert len(tp.verify(finished.directory)) == 2
+
+
+def test_files_of_two_runs_are_not_mixed(finished, tmp_path):
+    other = tp.run(out=str(tmp_path / "b"), **QUESTION | {"text": "Something else entirely " * 9}).directory
+    mine = finished.directory
+    kept = (mine / "records/L02.mlp.h5").read_bytes()
+    (mine / "records/L02.mlp.h5").write_bytes((other / "records/L02.mlp.h5").read_bytes())
+    with pytest.raises(tp.VerificationError, match="are of two runs"):
+        tp.open(mine)
+    (mine / "records/L02.mlp.h5").write_bytes((mine / "records/L01.mlp.h5").read_bytes())
+    with pytest.raises(tp.VerificationError, match=r"L02.mlp.h5 holds the record of L01.mlp"):
+        tp.open(mine)
+    (mine / "records/L02.mlp.h5").unlink()
+    (mine / "results.h5").write_bytes((other / "results.h5").read_bytes())
+    with pytest.raises(tp.VerificationError, match="are of two runs"):
+        tp.open(mine)
+    (mine / "records/L02.mlp.h5").write_bytes(kept)
+    assert tp.open(mine).names == finished.names  # by the records alone
+    with pytest.raises(tp.VerificationError, match="says otherwise of L01"):
+        tp.verify(mine)
+
+
+@pytest.mark.parametrize(("option", "value"), [("block", "attn"), ("dtype", "float32"), ("tokens", 7)])
+def test_records_that_answer_another_question_are_refused(finished, option, value):
+    path = finished.directory / "run.yaml"
+    lines = [f"{option}: {value}" if line.startswith(f"{option}:") else line for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(tp.VerificationError, match=f"asks for {option} {value}, the records beside it have"):
+        tp.open(finished.directory)
+
+
+def test_the_shard_of_another_job_is_not_handed_out(finished):
+    path = finished.directory / "shards/L01.mlp.h5"
+    with h5py.File(path, "r+") as file:
+        file.attrs["identity"] = "0" * 64
+    for read in (lambda: finished.shard("L01.mlp"), lambda: tp.verify(finished.directory)):
+        with pytest.raises(tp.VerificationError, match="belongs to another computation"):
+            read()
+
+
+def test_a_writer_killed_at_the_question_locks_nobody_out(tmp_path):
+    (tmp_path / "run.yaml.0123456789ab.part").write_text("model: de")
+    run = tp.run(out=str(tmp_path), **QUESTION)
+    assert not list(run.directory.rglob("*.part"))
+
+
+def test_abandoned_parts_are_removed_everywhere(finished):
+    for folder in (".", "records", "shards"):
+        (finished.directory / folder / "L01.mlp.h5.0123456789ab.part").write_bytes(b"left")
+    tp.run(out=str(finished.directory), **QUESTION)
+    assert not list(finished.directory.rglob("*.part"))
+
+
+def test_files_are_read_back_before_they_get_their_names(finished, monkeypatch):
+    """What cannot be read is not published, and nothing is left."""
+
+    def garbled(group, name, values, *rest, **attributes):
+        put(group, name, -values if name == "singular_values" else values, *rest, **attributes)
+
+    put = records.put
+    monkeypatch.setattr(records, "put", garbled)
+    common = records.Common(finished.provenance, list(finished.token_ids))
+    for path, save in (
+        (finished.directory / "records/L01.mlp.h5", lambda p: records.save(p, finished.records[0], common)),
+        (finished.directory / "results.h5", lambda p: results.save(p, list(finished.records), common)),
+    ):
+        before = path.read_bytes()
+        with pytest.raises(tp.VerificationError, match="damaged"):
+            save(path)
+        assert path.read_bytes() == before
+    assert not list(finished.directory.rglob("*.part"))
+
+
+@pytest.mark.parametrize("changed", ["name", "identity", "floor", "values", "dtype", "tokens", "provenance", "vectors"])
+def test_the_hash_is_of_all_that_is_said(finished, changed):
+    record, common = finished.records[0], records.Common(finished.provenance, list(finished.token_ids))
+    s = record.spectrum
+    other = {
+        "name": replace(record, spectrum=replace(s, name="L02.mlp")),
+        "identity": replace(record, identity="0" * 64),
+        "floor": replace(record, spectrum=replace(s, floor=smaller_floor(s))),
+        "values": replace(record, spectrum=replace(s, values=s.values * (1 + 1e-15))),
+        "dtype": replace(record, spectrum=replace(s, values=np.zeros(4), blocks=None)),
+        "vectors": replace(record, spectrum=replace(s, U=np.ones((2, 3)))),
+    }.get(changed, record)
+    first = (
+        replace(record, spectrum=replace(s, values=np.zeros(8, np.float32), blocks=None))
+        if changed == "dtype"
+        else record
+    )
+    own = {
+        "tokens": records.Common(common.provenance, [1, *common.token_ids[1:]]),
+        "provenance": records.Common(common.provenance | {"weights": "others"}, common.token_ids),
+    }.get(changed, common)
+    assert records.content_hash(first, common) != records.content_hash(other, own)
+    made = replace(record, made={}, seconds={})
+    assert records.content_hash(record, common) == records.content_hash(made, common)
 
 
 @pytest.mark.parametrize("name", ["label", "rank_low", "rank_high", "floor"])
@@ -209,12 +379,10 @@ def test_verify_finds_a_changed_verdict(finished, name):
 def test_verify_finds_a_tail_that_is_not_the_jacobians(finished):
     """The change is far below the rounding of Σσ², and moves no label."""
     S = finished["L01.mlp"]
-    with h5py.File(finished.directory / "results.h5", "r+") as file:
-        row = file["L01.mlp/singular_values"][()]
-        i = S.rank.lo
-        row[i - 1] *= 0.9
-        row[0] = np.sqrt(row[0] ** 2 + S.values[i - 1] ** 2 - row[i - 1] ** 2)
-        file["L01.mlp/singular_values"][...] = row
+    row, i = S.values.copy(), S.rank.lo
+    row[i - 1] *= 0.9
+    row[0] = np.sqrt(row[0] ** 2 + S.values[i - 1] ** 2 - row[i - 1] ** 2)
+    forge(finished.directory, "L01.mlp", values=row)
     with pytest.raises(tp.VerificationError, match="differ by"):
         tp.verify(finished.directory)
 
@@ -239,7 +407,9 @@ def test_damaged_results_are_filled_again_from_shards(finished, damage):
             file["something"] = 1
     else:
         path.write_bytes(damage)
-    with pytest.raises(tp.VerificationError, match="run again, shards are kept"):
+    assert tp.open(finished.directory).names == finished.names  # by the records
+    shutil.rmtree(finished.directory / "records")
+    with pytest.raises(tp.VerificationError, match="run again; all else is kept"):
         tp.open(finished.directory)
     again = tp.run(out=str(finished.directory), **QUESTION)
     assert np.array_equal(again["L01.mlp"].values, finished["L01.mlp"].values)

@@ -33,6 +33,13 @@ def load() -> ModuleType | None:
 extension = load()
 
 
+def backend(device: str = "cpu") -> str:
+    """Which kernels run for arrays on a kind of device, and with which instructions: what the numbers may depend on."""
+    if extension is None or (device == "cuda" and not extension.cuda_built()):
+        return "reference"
+    return f"native ({extension.instruction_set()})" if device == "cpu" else "native"
+
+
 def description(device: str = "cpu") -> str:
     """Which kernels run for arrays on a kind of device, and why."""
     if extension is not None and device == "cuda" and not extension.cuda_built():

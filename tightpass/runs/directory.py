@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -10,7 +12,7 @@ from tightpass.errors import InputError, VerificationError
 from tightpass.runs.question import Config
 from tightpass.store import records, results
 from tightpass.store.publish import published
-from tightpass.store.records import Common, Record
+from tightpass.store.records import Common, Record, content_hash
 
 
 def question_path(directory: Path) -> Path:
@@ -39,46 +41,81 @@ def is_begun(directory: Path) -> bool:
 
 
 def known(directory: Path) -> tuple[list[Record], Common]:
-    """All finished jobs in listed order: of results.h5, and of records that it does not have yet.
+    """All finished jobs in listed order, and what they share: by their records, which are the truth; by results.h5 those that
+    have none, as in runs of before.
 
-    Raises VerificationError for a damaged file, InputError where no job is finished.
+    Raises VerificationError for a damaged file and for files of two runs, InputError where no job is finished.
     """
+    loaded = {path: record_at(path) for path in sorted(directory.glob("records/*.h5"))}
+    found = {path.stem: record for path, (record, _) in loaded.items()}
+    shared = {path: common for path, (_, common) in loaded.items()}
+    listed = next(iter(shared.values())).provenance["jobs"] if shared else None
     path = results_path(directory)
-    found, common = results.load(path) if path.is_file() else ([], None)
-    by_name = {record.spectrum.name: record for record in found}
-    for part in sorted(directory.glob("records/*.h5")):
-        if part.stem not in by_name:
-            record, common = records.load(part)
-            by_name[part.stem] = record
-    if common is None:
+    if path.is_file() and (listed is None or any(name not in found for name in listed)):
+        gathered, shared[path] = results.load(path)
+        found = {record.spectrum.name: record for record in gathered} | found
+    if not shared:
         raise nothing_finished(directory)
-    listed = [by_name[name] for name in common.provenance["jobs"] if name in by_name]
-    return listed, common
+    (first, common), *others = shared.items()
+    for other, own in others:
+        if own != common:
+            raise VerificationError(
+                f"{other} and {first} are of two runs (other weights, tokens or blocks); delete the one that does not belong there"
+            )
+    return [found[name] for name in common.provenance["jobs"] if name in found], common
 
 
-def gathered(directory: Path) -> list[str]:
-    """Names of the jobs that results.h5 has; none where it is absent or damaged."""
+def record_at(path: Path) -> tuple[Record, Common]:
+    """A record. Raises VerificationError for a damaged one, and for that of a job of another name."""
+    record, common = records.load(path)
+    if record.spectrum.name != path.stem:
+        raise VerificationError(f"{path} holds the record of {record.spectrum.name}; {records.REMEDY}")
+    return record, common
+
+
+def is_gathered(directory: Path, finished: list[Record], common: Common) -> bool:
+    """Whether results.h5 holds these records, in this order, and nothing else."""
     try:
-        return [record.spectrum.name for record in results.load(results_path(directory))[0]]
+        stored, shared = results.load(results_path(directory))
     except (InputError, VerificationError):
-        return []
+        return False
+    return [content_hash(record, shared) for record in stored] == [content_hash(record, common) for record in finished]
 
 
 def whole_records(directory: Path) -> dict[str, Record]:
-    """The finished jobs by name, from whatever file is whole: a damaged one is as good as none, since shards can fill it
-    again."""
+    """The finished jobs by name, as `known` has them; but a damaged file is as good as none, since shards can fill it again."""
     found: dict[str, Record] = {}
-    try:
+    with suppress(VerificationError):
         if results_path(directory).is_file():
             found = {record.spectrum.name: record for record in results.load(results_path(directory))[0]}
-    except VerificationError:
-        pass
-    for part in directory.glob("records/*.h5"):
+    for path in directory.glob("records/*.h5"):
         try:
-            found[part.stem] = records.load(part)[0]
+            found[path.stem] = record_at(path)[0]
         except VerificationError:
-            found.pop(part.stem, None)
+            found.pop(path.stem, None)
     return found
+
+
+def check_answers(directory: Path, config: Config, finished: list[Record], common: Common) -> None:
+    """Raises VerificationError where the records answer another question than run.yaml asks."""
+    dtypes = {record.spectrum.values.dtype.name for record in finished}
+    stored: dict[str, set[Any]] = {
+        "block": {_kind_of(name) for name in common.provenance["jobs"]},
+        "dtype": dtypes,
+        "tokens": {len(common.token_ids)},
+    }
+    for option, found in stored.items():
+        if found != {getattr(config, option)}:
+            raise VerificationError(
+                f"{question_path(directory)} asks for {option} {getattr(config, option)}, the records beside it have "
+                f"{', '.join(map(str, sorted(found)))}: they are of two runs; put the right run.yaml there, or run again elsewhere"
+            )
+
+
+def _kind_of(name: str) -> str:
+    """The kind of a job's block, from its name, such as L03.H07."""
+    last = name.rpartition(".")[2]
+    return "head" if last.startswith("H") else last
 
 
 def config_of(directory: Path) -> Config:
@@ -117,7 +154,7 @@ def refuse_other_question(directory: Path, config: Config) -> None:
     """Raises InputError if the directory holds another run, or files that are no run."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file; --out needs a directory")
-    if not directory.exists() or not any(directory.iterdir()):
+    if not directory.exists() or all(_is_left_of_question(path) for path in directory.iterdir()):
         return
     if not (question_path(directory)).is_file():
         raise InputError(f"{directory} is not empty and holds no run; choose another --out")
@@ -126,3 +163,8 @@ def refuse_other_question(directory: Path, config: Config) -> None:
     if different:
         shown = ", ".join(item if len(item) < 60 else item.split(" ", 1)[0] for item in different)
         raise InputError(f"{directory} holds the run of another question ({shown}); choose another --out")
+
+
+def _is_left_of_question(path: Path) -> bool:
+    """Whether a file is what a writer of run.yaml left that was killed, before there was anything else."""
+    return path.name.startswith("run.yaml.") and path.name.endswith(".part")

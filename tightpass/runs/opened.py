@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightpass import doors
-from tightpass.errors import InputError
+from tightpass.errors import InputError, VerificationError
 from tightpass.rank.spectrum import Spectrum
 from tightpass.report import figures
-from tightpass.runs.directory import config_of, is_begun, known, nothing_finished, shard_path
+from tightpass.runs.directory import check_answers, config_of, is_begun, known, nothing_finished, shard_path
 from tightpass.runs.prompts import Prompts, directory_of, texts_of
 from tightpass.runs.provenance import made_differently
 from tightpass.runs.question import Config
@@ -67,13 +67,19 @@ class Run:
         return figures.draw(self.spectra, self.title, self.directory)
 
     def shard(self, name: str) -> Shard:
-        """The Jacobian of a job on disk. Raises InputError if there is no such job, or it was discarded."""
+        """The Jacobian of a job on disk.
+
+        Raises InputError if there is no such job, or it was discarded, VerificationError for a damaged one or another job's.
+        """
         path = shard_path(self.directory, self[name].name)
         if not path.is_file():
             raise InputError(
                 f"the Jacobian of {name} was not kept in {self.directory} (discard_jacobian, or method topk)"
             )
-        return Shard(path)
+        shard, record = Shard(path), self.records[self.names.index(name)]
+        if shard.identity != record.identity:
+            raise VerificationError(f"{path} belongs to another computation than the record of {name}")
+        return shard
 
     @property
     def made_differently(self) -> list[str]:
@@ -111,4 +117,5 @@ def open_single(path: Path) -> Run:
     """Opens the directory of a run. Raises as `open` does."""
     config = config_of(path)
     records, common = known(path)
+    check_answers(path, config, records, common)
     return Run(path, config, tuple(records), common.provenance, tuple(common.token_ids))

@@ -33,9 +33,11 @@ class _EachOnce(yaml.SafeLoader):
     """YAML in which no option stands twice, where the last one would win in silence."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands there twice", node.start_mark)
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -127,7 +129,10 @@ class Config(BaseModel):
         except yaml.YAMLError as error:
             mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
             where = f" (line {mark.line + 1})" if mark is not None else ""
-            raise InputError(f"{path} is not YAML{where}: {problem or str(error).splitlines()[0]}") from None
+            hint = "; YAML indents by spaces, not tabs" if "\\t" in str(problem) else ""
+            raise InputError(
+                f"cannot read {path} as YAML{where}: {problem or str(error).splitlines()[0]}{hint}"
+            ) from None
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise InputError(f"{path} must hold options, one per line, such as `model: demo`")
         try:

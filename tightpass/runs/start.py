@@ -21,7 +21,7 @@ from tightpass.models.tokens import tokenize
 from tightpass.report.say import say
 from tightpass.runs.check import Resolved, check_fits, resolve
 from tightpass.runs.directory import (
-    gathered,
+    is_gathered,
     journal_path,
     record_path,
     refuse_other_question,
@@ -160,7 +160,7 @@ def _do_all(jobs: list[Job], place: Workplace, progress: Progress | None) -> Non
             tell(left[number].name if number < len(left) else "", number)
     finally:
         finished = [done[job.name] for job in jobs if job.name in done]
-        if finished and (len(left) > 0 or gathered(place.directory) != [r.spectrum.name for r in finished]):
+        if finished and not is_gathered(place.directory, finished, common):
             results.save(results_path(place.directory), finished, common)
 
 

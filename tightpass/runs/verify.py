@@ -13,6 +13,7 @@ from tightpass.runs.directory import results_path, shard_path
 from tightpass.runs.opened import Run, open
 from tightpass.spectra.verify import SMALL, check_leading, check_values
 from tightpass.store import results
+from tightpass.store.records import Common, content_hash
 from tightpass.store.shards import Shard
 from tightpass.structure import BlockDiagonal
 
@@ -20,7 +21,7 @@ from tightpass.structure import BlockDiagonal
 def verify(directory: str | Path) -> list[str]:
     """Checks a run's files against each other; returns what was checked, a line a job.
 
-    Every chunk of every shard against its checksum, every block present, ‖J‖_F² as recorded and equal
+    Every record against its hash; results.h5, where it is there, against the records; every chunk of every shard against its checksum, every block present, ‖J‖_F² as recorded and equal
     to Σσ², the stored labels and ranks against those that follow from values and floor; and, where that
     is cheap (block-diagonal, or up to 1024 rows), the singular values computed again. Raises VerificationError
     at the first contradiction.
@@ -40,6 +41,7 @@ def _verify_single(opened: Run) -> list[str]:
         raise VerificationError(
             f"{len(opened.records)} of {len(opened.provenance['jobs'])} jobs are done; the same run again does the rest"
         )
+    _check_gathered(opened)
     lines = []
     for record in opened.records:
         s = record.spectrum
@@ -48,14 +50,11 @@ def _verify_single(opened: Run) -> list[str]:
             check_leading(s.values, s.evidence.most_energy)
         else:
             check_values(s.values, s.evidence.energy, s.values.shape)
-        results.check_derived(results_path(opened.directory), s)
         if path.is_file():
-            shard = Shard(path)
-            if shard.identity != record.identity:
-                raise VerificationError(f"{path} belongs to another computation than results.h5")
+            shard = opened.shard(s.name)
             shard.check()
             if shard.evidence != s.evidence:
-                raise VerificationError(f"{path} records other evidence than results.h5")
+                raise VerificationError(f"{path} has other evidence than the record of {s.name}")
             lines.append(f"{s.name}: {shard.layout.count} blocks, checksums, ‖J‖_F², {compared(shard, s)}, ranks agree")
         elif not opened.config.forms_jacobian:
             lines.append(f"{s.name}: {len(s.values)} leading values, Σσ² ≤ ‖J‖_F², ranks agree (J was never formed)")
@@ -64,6 +63,22 @@ def _verify_single(opened: Run) -> list[str]:
         else:
             raise VerificationError(f"{path} is missing")
     return lines
+
+
+def _check_gathered(opened: Run) -> None:
+    """Raises VerificationError unless results.h5, if there is one, says what the records say; it may lack some."""
+    path = results_path(opened.directory)
+    if not path.is_file():
+        return
+    stored, common = results.load(path)
+    own = Common(opened.provenance, list(opened.token_ids))
+    for record in stored:
+        truth = next((r for r in opened.records if r.spectrum.name == record.spectrum.name), None)
+        if truth is None or content_hash(record, common) != content_hash(truth, own):
+            raise VerificationError(
+                f"{path} says otherwise of {record.spectrum.name} than its record; delete it: it is made again from the records"
+            )
+        results.check_derived(path, record.spectrum)
 
 
 def compared(shard: Shard, s: Spectrum) -> str:

@@ -23,7 +23,7 @@ from tightpass.store.publish import published
 from tightpass.store.stored import check_evidence, check_part, door, parsed
 
 SCHEMA = 1
-REMEDY = "delete it and run again, shards are kept"
+REMEDY = "delete it and run again; all else is kept"
 ARRAYS = {
     "singular_values": ("index",),
     "label": ("index",),
@@ -80,21 +80,23 @@ def detail_of(s: Spectrum) -> str:
     return json.dumps(asdict(Detail(s.tokens, s.floor, s.evidence, s.method, s.checks, s.total)))
 
 
-def write_job(group: h5py.Group, record: Record) -> None:
-    """One job into a group: arrays, `detail`, and what made it in a group of its own."""
+def write_job(group: h5py.Group, record: Record, common: Common) -> None:
+    """One job into a group: arrays, `detail`, the hash of all that, and what made it in a group of its own."""
     s = record.spectrum
     for name, values in arrays_of(s).items():
         meaning = (
             {"flag_values": np.arange(3, dtype=np.int8), "flag_meanings": " ".join(LABELS)} if name == "label" else {}
         )
         put(group, name, values, ARRAYS[name], **meaning)
-    group.attrs.update(identity=record.identity, detail=detail_of(s))
+    group.attrs.update(identity=record.identity, detail=detail_of(s), content=content_hash(record, common))
     group.create_group("made").attrs.update(made=json.dumps(record.made), seconds=json.dumps(record.seconds))
 
 
 def read_job(group: h5py.Group, name: str) -> Record:
     """What `write_job` wrote. Raises ValueError, KeyError or TypeError where it is not whole."""
-    if missing := {"singular_values", "label", "made"} - set(group) | {"detail", "identity"} - set(group.attrs):
+    if missing := {"singular_values", "label", "made"} - set(group) | {"detail", "identity", "content"} - set(
+        group.attrs
+    ):
         raise ValueError(f"{name} without {', '.join(sorted(missing))}")
     try:
         detail = parsed(Detail, group.attrs["detail"])
@@ -102,6 +104,8 @@ def read_job(group: h5py.Group, name: str) -> Record:
         raise ValueError(f"detail of {name}: {error}") from None
     made = group["made"].attrs
     spectrum = spectrum_of(name, detail, {key: group[key][()] for key in ARRAYS if key in group})
+    if not np.array_equal(group["label"][()], spectrum.codes):
+        raise ValueError(f"the labels of {name} do not follow from its values")
     return Record(str(group.attrs["identity"]), spectrum, json.loads(made["seconds"]), json.loads(made["made"]))
 
 
@@ -166,13 +170,12 @@ def save(path: Path, record: Record, common: Common) -> None:
     """Publishes a record, once it reads back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with published(path, check=load) as part, create(part) as file:
-        write_job(file, record)
+        write_job(file, record, common)
         put(file, "token_id", np.array(common.token_ids, dtype=np.int64), ("token",))
         file.attrs.update(
             record=SCHEMA,
             name=record.spectrum.name,
             provenance=json.dumps(common.provenance),
-            content=content_hash(record, common),
         )
 
 
@@ -183,6 +186,11 @@ def load(path: Path) -> tuple[Record, Common]:
             raise VerificationError(f"{path} is not a record that this version reads; {REMEDY}")
         record = read_job(file, str(file.attrs["name"]))
         common = Common(json.loads(file.attrs["provenance"]), [int(t) for t in file["token_id"][()]])
-        if content_hash(record, common) != file.attrs["content"]:
-            raise ValueError("its content is not what was written")
+        check_content(file, record, common)
         return record, common
+
+
+def check_content(group: h5py.Group, record: Record, common: Common) -> None:
+    """Raises ValueError unless what was read is what was written."""
+    if content_hash(record, common) != group.attrs["content"]:
+        raise ValueError(f"the content of {record.spectrum.name} is not what was written")

@@ -19,7 +19,7 @@ from tightpass.rank.spectrum import Spectrum
 from tightpass.store import before
 from tightpass.store.hdf5 import create, put, texts
 from tightpass.store.publish import published
-from tightpass.store.records import REMEDY, Common, Record, read_job, write_job
+from tightpass.store.records import REMEDY, Common, Record, check_content, read_job, write_job
 from tightpass.store.stored import door
 
 SCHEMA = 3
@@ -40,7 +40,7 @@ def save(path: Path, records: list[Record], common: Common) -> None:
             put(file, name, values, ("job",), **attributes)
         put(file, "token_id", np.array(common.token_ids, dtype=np.int64), ("token",))
         for record in records:
-            write_job(file.create_group(record.spectrum.name), record)
+            write_job(file.create_group(record.spectrum.name), record, common)
         file.attrs.update(schema=SCHEMA, provenance=json.dumps(common.provenance))
 
 
@@ -70,11 +70,14 @@ def load(path: Path) -> tuple[list[Record], Common]:
             raise VerificationError(f"{path} has schema {schema}, this version reads {before.SCHEMA} and {SCHEMA}")
         if schema == SCHEMA and (missing := VARIABLES - set(file)):
             raise ValueError(f"without {', '.join(sorted(missing))}")
-        common = Common(_provenance(file.attrs.get("provenance")), [int(t) for t in file["token_id"][()]])
+        said = _provenance(file.attrs.get("provenance"))
+        common = Common({k: v for k, v in said.items() if k in PROVENANCE}, [int(t) for t in file["token_id"][()]])
         if schema == before.SCHEMA:
-            records = before.records(file, {k: v for k, v in common.provenance.items() if k not in PROVENANCE})
+            records = before.records(file, {k: v for k, v in said.items() if k not in PROVENANCE})
         else:
             records = [read_job(file[name], name) for name in texts(file["job"])]
+            for record in records:
+                check_content(file[record.spectrum.name], record, common)
         if not records:
             raise ValueError("without any job")
         return records, common

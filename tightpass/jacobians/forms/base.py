@@ -116,7 +116,7 @@ class Form(ABC):
 
     def route(self, device: str) -> str:
         """How products and blocks are computed, in words."""
-        return f"closed form, kernels: {native.description(device)}"
+        return f"closed form, kernels: {native.backend(device)}"
 
 
 class Piece(Form):

@@ -121,17 +121,23 @@ def _of_jacobian(J: Any) -> Operand:
     )  # fmt: skip
 
 
+SHRUNK = 2.0**-60
+
+
 def scaled(A: Operand, seed: int = 0) -> tuple[Operand, float]:
     """A divided by a power of two, and that power, where squares of its products would leave the range; A and 1.0 else."""
     X = A.new(np.random.default_rng(seed).standard_normal((A.shape[1], 1)))
     largest = float(abs(_tried("matmat", A.matmat, X)).max())
-    if not np.isfinite(largest) or largest == 0 or 2.0**-30 <= largest <= 2.0**30:
+    shrunk = 1.0 if np.isfinite(largest) else SHRUNK
+    if shrunk != 1:  # a sum that overflows, of entries that may not
+        largest = float(abs(A.matmat(X * shrunk)).max())
+    if not np.isfinite(largest) or largest == 0 or (shrunk == 1 and 2.0**-30 <= largest <= 2.0**30):
         return A, 1.0
-    exponent = np.floor(np.log2(largest))
+    exponent = min(np.floor(np.log2(largest)) - np.log2(shrunk), 1023.0)  # the last power that is a float
     once, twice = 2.0 ** np.floor(-exponent / 2), 2.0 ** np.ceil(-exponent / 2)  # the inverse itself may overflow
 
     def of(product: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        return lambda X: product(X) * once * twice
+        return lambda X: product(X * once) * twice  # halfway before, so that sums inside stay in range
 
     def size(measured: Callable[[Array], float]) -> Callable[[Array], float]:
         return lambda X: measured(X) * once * twice
