@@ -22,9 +22,9 @@ from tightpass.jacobians.forms.attention import ClosedAttention, Heads
 from tightpass.jacobians.forms.closed import closed_form
 from tightpass.jacobians.forms.mlp import Branch, ClosedMLP, slope_of
 from tightpass.jacobians.forms.norm import ClosedNorm, norm_at
-from tightpass.jacobians.forms.rotation import Rotation
+from tightpass.jacobians.forms.turning import turning
 from tightpass.jacobians.twice.block import twice
-from tightpass.models.capture import Call
+from tightpass.models.formulas import Rotation
 from tightpass.spectra import batched
 from tightpass.spectra.batched import factored_values
 from tightpass.structure import BlockLowerTriangular, Dense
@@ -109,7 +109,8 @@ def synthetic_attention(T, d, H, dh, causal, groups=1, norm=None, rotation=None)
     folded = [W if at is None else at.fold(W) for W in (Wq, Wk, Wv)]
     q, k, v = heads(x if norm is None else norm(x))
     repeated = [folded[0], *(W.repeat_interleave(groups, 0) for W in folded[1:])]
-    return ClosedAttention(Heads(*repeated, Wo, q, k, v, 0.3, rotation), at, causal), function, x
+    turn = turning(None, rotation)
+    return ClosedAttention(Heads(*repeated, Wo, q, k, v, 0.3, turn, turn), at, causal), function, x
 
 
 def turned(x, rotation):
@@ -149,14 +150,6 @@ def test_rotary_positions(T, H, dh, r, causal, norm):
     assert torch.allclose(form.push(V), (J @ V.reshape(3, -1).T).T.reshape(V.shape), rtol=1e-10, atol=1e-11 * scale)
     assert torch.allclose(form.pull(V), (J.T @ V.reshape(3, -1).T).T.reshape(V.shape), rtol=1e-10, atol=1e-11 * scale)
     assert form.energy() == pytest.approx(float(J.square().sum()), rel=1e-11)
-
-
-def test_a_captured_rotation_is_used():
-    cos, sin = torch.rand(1, 5, 4), torch.rand(1, 5, 4)
-    found = closed.captured_rotation(Call(cos, (), {"position_embeddings": (cos, sin)}, cos))
-    assert torch.equal(found.cos, cos[0])
-    assert torch.equal(found.sin, sin[0])
-    assert closed.captured_rotation(Call(cos, (), {}, cos)) is None
 
 
 class RMSNorm(nn.Module):

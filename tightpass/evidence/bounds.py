@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from tightpass.evidence.grouped import attention_bounds
 from tightpass.evidence.units import Units
 from tightpass.models.blocks import Block
 from tightpass.rank.records import Bound
@@ -29,9 +30,8 @@ def structural_bounds(block: Block, found: Units) -> tuple[Bound, ...]:
             capped = f", at most {d - loses} each" if any(c > d - loses for c in found.active) else ""
             undecided = f", and {found.kinks} undecided" if found.kinks else ""
             bounds.append(Bound(limited, f"{T} tokens × {mean:.1f} active units on average{capped}{undecided}"))
-    if branch and kind == "attn" and parts.heads * parts.d_head < d:
-        heads, d_head = parts.heads, parts.d_head
-        bounds.append(Bound(T * heads * d_head, f"{T} tokens × {heads} heads × {d_head} directions of each"))
+    if branch and kind == "attn":
+        bounds += attention_bounds(block)
     if branch and kind == "head":
         d_head = parts.d_head
         bounds.append(Bound(T * d_head, f"{T} tokens × {d_head} directions of the head"))

@@ -16,7 +16,7 @@ from tightpass.errors import InputError, VerificationError
 from tightpass.evidence.arithmetic import Panels, estimated, measured
 from tightpass.evidence.arithmetic import work_of as work_of_measuring
 from tightpass.evidence.bounds import input_null, structural_bounds
-from tightpass.evidence.explain import by_distance, by_head
+from tightpass.evidence.explain import by_distance, by_head, by_path
 from tightpass.evidence.explain import work_of as work_of_heads
 from tightpass.evidence.units import units
 from tightpass.evidence.units import work_of as work_of_units
@@ -180,6 +180,7 @@ class _Tally:
         return Explanation(
             null=None if self.removed is None else float(np.sqrt(self.removed.max())),
             heads=by_head(self.J, float(self.energies.sum())),
+            paths=by_path(self.J, float(self.energies.sum())),
             distances=by_distance(self.energies) if mixes else None,
         )
 

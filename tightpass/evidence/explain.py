@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tightpass.errors import TightpassError
-from tightpass.jacobians.forms.base import Cost
+from tightpass.evidence.grouped import grouped
+from tightpass.jacobians.forms.base import Cost, Form, Piece
 from tightpass.jacobians.forms.closed import closed_form, cost_of
 from tightpass.jacobians.operator import Jacobian
+from tightpass.models.blocks import Block
 from tightpass.models.shape import Shape
-from tightpass.rank.records import HeadShares
+from tightpass.rank.records import HeadShares, PathShares
 from tightpass.spectra.leading.krylov import BLOCK, svds
 from tightpass.spectra.leading.krylov import work_of as work_of_svds
 from tightpass.work import Work, passing
@@ -53,14 +56,41 @@ def by_head(J: Jacobian, energy: float) -> HeadShares | None:
         return None
     u, v = top.U.reshape(-1), top.Vh.reshape(1, J.tokens_in, J.d_in)
     gains, energies = [], []
-    for h in range(J.form.heads_apart):
-        options = replace(block.options, kind="head", head=h, residual=False)
-        head = closed_form(replace(block, options=options))
+    for head in _heads(J.form.heads_apart, block):
         if head is None:
             return None
         gains.append(float(u @ head.push(v).reshape(-1)))
-        if J.tokens_in <= ENERGIES_UP_TO:
-            own = head.energy()
-            assert own is not None
+        if J.tokens_in <= ENERGIES_UP_TO and (own := head.energy()) is not None:
             energies.append(own / energy)
     return HeadShares(tuple(gains), tuple(energies) or None)
+
+
+def _heads(count: int, block: Block) -> Iterator[Piece | None]:
+    """The closed form of each head by itself, one after the other."""
+    for h in range(count):
+        yield closed_form(replace(block, options=replace(block.options, kind="head", head=h, residual=False)))
+
+
+def by_path(J: Jacobian, energy: float) -> PathShares | None:
+    """Contributions of the two paths of an attention J with this ‖J‖_F²; None for all else, and where they take too long."""
+    block = J.block
+    if block is None or block.kind != "attn" or energy == 0 or J.tokens_in > ENERGIES_UP_TO:
+        return None
+    if (whole := _energies(J.form)) is None:
+        return None
+    limits = grouped(block)
+    each = [None if head is None else _energies(head) for head in _heads(J.form.heads_apart, block)]
+    apart = [pair for pair in each if pair is not None]
+    values, pattern = ([pair[i] / energy for pair in apart] for i in range(2))
+    return PathShares(
+        None if limits is None else (limits.values, limits.pattern),
+        (whole[0] / energy, whole[1] / energy),
+        (tuple(values), tuple(pattern)) if len(apart) == len(each) else None,
+    )
+
+
+def _energies(form: Form) -> tuple[float, float] | None:
+    """‖J‖_F² of both paths."""
+    both = form.paths()
+    values, pattern = (None, None) if both is None else (path.energy() for path in both)
+    return None if values is None or pattern is None else (values, pattern)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,39 @@ HARMLESS = frozenset(
 """Keywords that change no number here: models are in eval mode, and windows and causality are in the mask."""
 
 _proving: ContextVar[bool] = ContextVar("proving", default=False)
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one call of an attention was given, of one text.
+
+    query, key    (heads, T, d_head), of keys as many heads as there are
+    mask          (1 or heads, T, T), added to the scores; None for none
+    scale         of the scores
+    cap           c of cap(z) = c·tanh(z/c); None for none
+    sinks         (heads,) scores of sinks; None for none
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    mask: torch.Tensor | None
+    scale: float
+    cap: float | None = None
+    sinks: torch.Tensor | None = None
+
+
+_overheard: ContextVar[list[Attended] | None] = ContextVar("overheard", default=None)
+
+
+@contextmanager
+def overheard() -> Iterator[list[Attended]]:
+    """Inside, what every call of `softmax_attention` is given is kept, in their order."""
+    calls: list[Attended] = []
+    token = _overheard.set(calls)
+    try:
+        yield calls
+    finally:
+        _overheard.reset(token)
 
 
 def softmax_attention(
@@ -60,10 +94,14 @@ def softmax_attention(
             attention_mask,
             {"scaling": scaling, "softcap": softcap, "s_aux": s_aux} | others,
         )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if (calls := _overheard.get()) is not None:
+        mask = None if attention_mask is None else attention_mask[0]
+        calls.append(Attended(query[0], key[0], mask, float(scaling), softcap, s_aux))
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = query @ key.transpose(-1, -2) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:

@@ -138,7 +138,8 @@ class Block:
     @property
     def has_relu_units(self) -> bool:
         """Whether there are units that are either active or not."""
-        return self.kind not in ("attn", "head") and isinstance(self.layers[0].act, nn.ReLU)
+        parts = self.layers[0]
+        return self.kind not in ("attn", "head") and isinstance(parts.act, nn.ReLU) and not parts.gated
 
     @property
     def has_formulas(self) -> bool:

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from tightpass.errors import InputError
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x -> W·x + b, W (out, in)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def rows(self, which: Any) -> Affine:
+        """Some of what it gives."""
+        return Affine(self.weight[which], None if self.bias is None else self.bias[which])
+
+
+def affine(module: nn.Module | None) -> Affine | None:
+    """The map of a plain linear module, or of a Conv1D of transformers, which keeps its weight (in, out); None for any other."""
+    if isinstance(module, nn.Linear) and is_plain_linear(module):
+        return Affine(module.weight.detach(), None if module.bias is None else module.bias.detach())
+    if module is not None and _is_conv1d(module):
+        weight, bias = (parameter.detach() for parameter in (module.weight, module.bias))
+        return Affine(weight.T, bias)
+    return None
+
+
+def _is_conv1d(module: Any) -> bool:
+    kind = type(module)
+    return (
+        kind.__name__ == "Conv1D"
+        and kind.__module__ == "transformers.pytorch_utils"
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
 
 
 def in_features(module: nn.Module) -> int:

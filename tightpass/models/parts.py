@@ -20,12 +20,14 @@ class LayerParts(Sites[nn.Module]):
     d_head     as the attention module has it: layers may differ from the configuration, and from each other
     parallel   whether attention and MLP both read the layer's input
     scale      what each branch is multiplied by before it is added
+    by_head    whether a fused projection has each head's query, key and value in a row
     """
 
     layer: nn.Module
     d_head: int
     parallel: bool = False
     scale: float = 1.0
+    by_head: bool = False
 
     @property
     def heads(self) -> int:
@@ -40,6 +42,11 @@ class LayerParts(Sites[nn.Module]):
         return self.heads // int(getattr(self.context, "num_key_value_groups", 1))
 
     @property
+    def gated(self) -> bool:
+        """Whether the MLP is known to be down(act(gate(h))∘up(h))."""
+        return self.gate is not None or self.gate_up is not None
+
+    @property
     def d_ff(self) -> int:
         """Units of the MLP."""
         return in_features(self.down)
@@ -47,7 +54,7 @@ class LayerParts(Sites[nn.Module]):
     @property
     def plain_mlp(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """up, act and down of an MLP that is down(act(up(h))). Raises InputError for any other."""
-        if self.up is None or self.act is None:
+        if self.up is None or self.act is None or self.gated:
             raise InputError(f"the MLP of {type(self.layer).__name__} is not two maps with a function between them")
         return self.up, self.act, self.down
 
@@ -81,6 +88,7 @@ def _layer_parts(layer: nn.Module, config: Any, family: Family) -> LayerParts:
         d_head=int(getattr(found["context"], family.head_size)),
         parallel=family.parallel(config),
         scale=family.scale(config),
+        by_head=family.by_head,
         **found,
     )
 

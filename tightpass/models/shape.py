@@ -28,18 +28,19 @@ WORDS = {"kv_heads": "heads of keys and values", "d_head": "features a head", "d
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Of one layer: query heads, heads of keys and values, width of a head, units of the MLP, and whether its pieces read
-    through norms of their own."""
+    """Of one layer: query heads, heads of keys and values, width of a head, units of the MLP, whether its pieces read
+    through norms of their own, and whether the MLP is gated."""
 
     heads: int
     kv_heads: int
     d_head: int
     d_ff: int
     pre_norm: bool
+    gated: bool = False
 
     def weights(self, width: int) -> int:
         """Entries of its linear maps, in a model of this width."""
-        return 2 * width * ((self.heads + self.kv_heads) * self.d_head + self.d_ff)
+        return width * (2 * (self.heads + self.kv_heads) * self.d_head + (3 if self.gated else 2) * self.d_ff)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def shape_of(base: nn.Module) -> Shape:
 def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts]) -> Shape:
     """Likewise, once its parts are found."""
     config: Any = base.config
-    layers = tuple(LayerShape(p.heads, p.kv_heads, p.d_head, p.d_ff, p.pre_norm) for p in parts)
+    layers = tuple(LayerShape(p.heads, p.kv_heads, p.d_head, p.d_ff, p.pre_norm, p.gated) for p in parts)
     width = out_features(parts[0].projection)
     positions = family.positions(base)
     whole = {"layers": len(layers), "width": width, "positions": positions}

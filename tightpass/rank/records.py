@@ -42,16 +42,42 @@ class HeadShares:
 
 
 @dataclass(frozen=True)
+class PathShares:
+    """The two paths of an attention, J = J_values + J_pattern (and the identity, with a residual): through the values at weights
+    that are held, and through the softmax's pattern.
+
+    directions   how many each can add at most, where queries share keys and values; else None
+    energy       ‖J_values‖_F² and ‖J_pattern‖_F², relative to ‖J‖_F²: more or less than 1 in all, as far as they cancel or agree
+    heads        likewise of each head by itself, ((H,), (H,)); None where that takes too long
+    """
+
+    directions: tuple[int, int] | None
+    energy: tuple[float, float]
+    heads: tuple[tuple[float, ...], tuple[float, ...]] | None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PathShares:
+        directions, heads = values["directions"], values["heads"]
+        return cls(
+            None if directions is None else (int(directions[0]), int(directions[1])),
+            (values["energy"][0], values["energy"][1]),
+            None if heads is None else (tuple(heads[0]), tuple(heads[1])),
+        )
+
+
+@dataclass(frozen=True)
 class Explanation:
     """null        how far J is from killing what the norm in front of it removes: the largest ‖J n‖ over these unit
                 directions n, zero but for rounding, so that ‖E‖₂ is at least this; None where there are none
     heads       of an attention in closed form
     distances   ((t − s, share of ‖J‖_F²), ...) of blocks that mix tokens
+    paths       of an attention in closed form; None in runs of before
     """
 
     null: float | None = None
     heads: HeadShares | None = None
     distances: tuple[tuple[int, float], ...] | None = None
+    paths: PathShares | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,8 +88,12 @@ class Explanation:
         if heads is not None:
             energy = heads["energy"]
             heads = HeadShares(tuple(heads["gain"]), None if energy is None else tuple(energy))
+        paths = values.get("paths")
         return cls(
-            values["null"], heads, None if distances is None else tuple((int(d), share) for d, share in distances)
+            values["null"],
+            heads,
+            None if distances is None else tuple((int(d), share) for d, share in distances),
+            None if paths is None else PathShares.from_dict(paths),
         )
 
 

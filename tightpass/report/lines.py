@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tightpass.rank.records import HeadShares
+from tightpass.rank.records import HeadShares, PathShares
 from tightpass.rank.spectrum import Spectrum
 
 
@@ -37,6 +37,8 @@ def lines(s: Spectrum) -> Iterator[str]:
         )
     if why.heads is not None:
         yield from _heads(why.heads, float(s.values[0]))
+    if why.paths is not None:
+        yield from _paths(why.paths)
     if why.distances is not None:
         yield "  ‖J‖_F² by distance t − s: " + ", ".join(
             f"{name}: {share:.1%}" for name, share in binned(why.distances)
@@ -56,6 +58,18 @@ def _heads(heads: HeadShares, sigma1: float) -> Iterator[str]:
             + ", ".join(f"H{h:02d} {energy[h]:.1%}" for h in order)
             + f"{left}; {energy.sum():.1%} in all, the rest is how heads add up or cancel"
         )
+
+
+def _paths(paths: PathShares) -> Iterator[str]:
+    values, pattern = paths.energy
+    most = "" if paths.directions is None else " (at most {} and {} directions)".format(*paths.directions)
+    yield (
+        f"  paths, of ‖J‖_F²: {values:.1%} through the values at weights that are held, {pattern:.1%} through the weights{most}; "
+        "the rest is how both add up or cancel"
+    )
+    if paths.heads is not None:
+        both = zip(*paths.heads, strict=True)
+        yield "  heads, values and weights: " + ", ".join(f"H{h:02d} {v:.1%} {p:.1%}" for h, (v, p) in enumerate(both))
 
 
 def binned(distances: tuple[tuple[int, float], ...]) -> list[tuple[str, float]]:

@@ -6,8 +6,9 @@ With a^h_ts the softmax weights, o_t = Σ_s a_ts v_s per head and c the scale of
     P_h = Wo_h·Wv_h,   Q_t = Σ_h Σ_u a^h_tu·Wo_h(v^h_u − o^h_t) ⊗ c·k^h_u·Wq_h
 
 Weights are folded with the norm (`norm.py`). Keys and values shared by several query heads are repeated, so
-every array here has one entry for each query head. With rotary positions q and k are the rotated ones, and Wk in
-block (t, s) becomes R_s·Wk, Wq in Q_t becomes R_t·Wq.
+every array here has one entry for each query head. With rotary positions, or norms of queries and keys, q and k are what comes
+out of them, and Wk in block (t, s) becomes R_s·N_s·Wk, Wq in Q_t becomes R_t·N_t·Wq (`turning.py`). With capped scores
+c·tanh(z/c) each score's derivative is multiplied by 1 − tanh². Sinks take part in the softmax alone: rows of a sum to less than 1.
 
 Where a softmax row saturates, v_s − o_t is a small difference of large vectors, times a large q·Wk. With u the token of the
 largest weight and ã the weights without it, o_t − v_u = ã·V − (Σã)·v_u is small and right to all digits, and
@@ -27,7 +28,7 @@ import torch
 from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Piece
 from tightpass.jacobians.forms.norm import NormAt
 from tightpass.jacobians.forms.products import through
-from tightpass.jacobians.forms.rotation import Rotation
+from tightpass.jacobians.forms.turning import Turning
 from tightpass.kernels.attention import attention_blocks
 from tightpass.structure import BlockLowerTriangular, Dense, Panel
 
@@ -36,12 +37,14 @@ SCORE_BYTES = 4 * 2**20
 MIX_ELEMENTS = 2**24
 """Of the mixes of heads, a d_out × d_in matrix for each input token, while a row's norm is found."""
 MIXED = 16
+FORMED_UP_TO = 2**35
+"""Multiply-adds, one for each head and entry, of rows of blocks that are formed only for ‖J‖_F²: half a minute, about."""
 
 
 @dataclass(frozen=True)
 class Heads:
     """Projections of H heads, Wq, Wk, Wv (H, d_head, d) folded with the norm, Wo (d_out, H, d_head);
-    q, k, v (H, T, d_head) at x, biases and rotation included; `scale` multiplies the scores."""
+    q, k, v (H, T, d_head) at x, biases and what turns them included; `scale` multiplies the scores."""
 
     Wq: torch.Tensor
     Wk: torch.Tensor
@@ -51,12 +54,27 @@ class Heads:
     k: torch.Tensor
     v: torch.Tensor
     scale: float
-    rotation: Rotation | None = None
+    turn_q: Turning | None = None
+    turn_k: Turning | None = None
 
     def double(self) -> Heads:
         """The same in float64."""
-        arrays = {f.name: getattr(self, f.name).double() for f in fields(self) if f.name not in ("scale", "rotation")}
-        return Heads(**arrays, scale=self.scale, rotation=self.rotation)
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: part.double() for name, part in arrays.items() if isinstance(part, torch.Tensor)})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What becomes of the scores before their softmax.
+
+    mask    (1 or H, T, T), added; None for none
+    cap     c of c·tanh(z/c), before the mask; None for none
+    sinks   (H,) scores of sinks, beside those of the tokens; None for none
+    """
+
+    mask: torch.Tensor | None = None
+    cap: float | None = None
+    sinks: torch.Tensor | None = None
 
 
 def mixed_at_once(elements: int) -> int:
@@ -93,7 +111,14 @@ def cost(tokens: int, d: int, heads: int, d_head: int, causal: bool) -> Cost:
 class ClosedAttention(Piece):
     """The Jacobian of Σ_h Wo_h·softmax(scale·q_h k_hᵀ) v_h, and the identity where `residual`."""
 
-    def __init__(self, heads: Heads, norm: NormAt | None, causal: bool, residual: bool = False) -> None:
+    def __init__(
+        self,
+        heads: Heads,
+        norm: NormAt | None,
+        causal: bool,
+        residual: bool = False,
+        given: Scores = Scores(),
+    ) -> None:
         self.heads, self.norm, self.causal, self.residual = heads, norm, causal, residual
         self.count, self.tokens, self.d_head = heads.q.shape
         self.tokens_in = self.tokens_out = self.tokens
@@ -101,15 +126,28 @@ class ClosedAttention(Piece):
         self.structure = BlockLowerTriangular() if causal else Dense()
         self.d_out, self.d_in = heads.Wo.shape[0], heads.Wq.shape[-1]
         scores = heads.scale * heads.q @ heads.k.mT
+        self.bend: torch.Tensor | None = None  # (H, T, T): derivative of the capped scores
+        if given.cap is not None:
+            z = scores / given.cap
+            self.bend = 4 * torch.sigmoid(2 * z) * torch.sigmoid(-2 * z)  # 1 − tanh², to all digits
+            scores = given.cap * z.tanh()
+        if given.mask is not None:
+            scores = scores + given.mask
         if causal:
             future = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(future, -torch.inf)
-        self.a = scores.softmax(-1)  # (H, T, T)
+        self.a, sunk = _softmax(scores, given.sinks)  # (H, T, T)
+        self.sinks = given.sinks is not None
         self.top = self.a.argmax(-1)  # (H, T): the token u of each row's largest weight
         others = self.a.scatter(-1, self.top[..., None], 0.0)
         self.v_top = self._at_top(heads.v)  # (H, T, d_head) v_u
-        self.rest = others @ heads.v - others.sum(-1, keepdim=True) * self.v_top  # o_t − v_u
+        self.rest = others @ heads.v - (others.sum(-1, keepdim=True) + sunk) * self.v_top  # o_t − v_u
         self.o = self.v_top + self.rest
+
+    @property
+    def by_pair(self) -> bool:
+        """Whether the keys' map hangs on both tokens of a block."""
+        return self.heads.turn_q is not None or self.heads.turn_k is not None or self.bend is not None
 
     @property
     def width(self) -> int:
@@ -185,8 +223,8 @@ class ClosedAttention(Piece):
 
         The query's own term is formed in the diagonal blocks of `out`, where the kernel reads it.
         """
-        if self.heads.rotation is not None:
-            self._write_rotated(rows, out, first)
+        if self.by_pair:
+            self._write_by_pairs(rows, out, first)
         else:
             self._write(rows, out, first)
         if self.residual:
@@ -255,10 +293,8 @@ class ClosedAttention(Piece):
             norm=norm,
         )
 
-    def _write_rotated(self, rows: range, out: torch.Tensor, first: list[int] | None) -> None:
-        """One input token s after the other, since scale·q_t·R_s·Wk depends on both tokens."""
-        rotation = self.heads.rotation
-        assert rotation is not None
+    def _write_by_pairs(self, rows: range, out: torch.Tensor, first: list[int] | None) -> None:
+        """One input token s after the other, since scale·q_t·R_s·N_s·Wk depends on both tokens."""
         Q = out.new_empty(len(rows), self.d_out, self.d_in)
         QX = None if self.norm is None else out.new_empty(len(rows), self.d_out)
         for i, t in enumerate(rows):
@@ -266,11 +302,7 @@ class ClosedAttention(Piece):
         for s in range(self._columns(rows.stop - 1)):
             skipped = max(0, s - rows.start) if self.causal else 0
             which, here = slice(rows.start + skipped, rows.stop), slice(s, s + 1)
-            K = (
-                (self.heads.scale * rotation.back(self.heads.q[:, which], s) @ self.heads.Wk)
-                .transpose(0, 1)
-                .contiguous()
-            )
+            K = self._through_key(which, s).transpose(0, 1).contiguous()
             norm = None
             if self.norm is not None and QX is not None:
                 xhat = self.norm.xhat
@@ -290,40 +322,53 @@ class ClosedAttention(Piece):
                 norm=norm,
             )
 
+    def _through_key(self, which: slice, s: int) -> torch.Tensor:
+        """(H, n, d_in) scale·q_t·R_s·N_s·Wk_h of some output tokens t, times the bend of their scores."""
+        at, turn = self.heads.scale * self.heads.q[:, which], self.heads.turn_k
+        if self.bend is not None:
+            at = at * self.bend[:, which, s, None]
+        return at @ self.heads.Wk if turn is None else turn.rows(at, s, self.heads.Wk)
+
     def _query_term(self, t: int, out: torch.Tensor, through: torch.Tensor | None) -> None:
         """Q_t (d_out, d_in) into `out`, and Q_t·x̂_t into `through`: by tokens while they are fewer than
         d_head, else by d_head × d_head matrices a head."""
         n, H = self._columns(t), self.count
         if n < self.d_head:
             left = self.a[:, t, :n] * self._centred_values(t, n)  # (d_out, H, n)
-            keys = self._keys_through_query(t, n)
-            keys = keys - keys.gather(
-                1, self.top[:, t, None, None].expand(-1, -1, self.d_in)
-            )  # Σ_u a_u (v_u − o_t) is zero
+            keys = self._relative(self._keys_through_query(t, n), t)
             left, right = left.reshape(self.d_out, H * n), keys.reshape(H * n, self.d_in)
         else:
             left = (self.heads.Wo.transpose(0, 1) @ self._mixing(t)).transpose(0, 1).reshape(self.d_out, -1)
-            Wq, rotation = self.heads.Wq, self.heads.rotation
-            right = (Wq if rotation is None else rotation.turn(Wq.mT, t).mT).reshape(-1, self.d_in)
+            Wq, turn = self.heads.Wq, self.heads.turn_q
+            right = (Wq if turn is None else turn.turn(Wq.mT, t).mT).reshape(-1, self.d_in)
         torch.mm(left, right, out=out)
         if through is not None:
             assert self.norm is not None
             torch.mv(left, right @ self.norm.xhat[t], out=through)
 
     def _keys_through_query(self, t: int, n: int) -> torch.Tensor:
-        """(H, n, d_in) scale·k_u·R_t·Wq_h of the first n tokens u."""
-        if self.heads.rotation is None:
+        """(H, n, d_in) scale·k_u·R_t·N_t·Wq_h of the first n tokens u, times the bend of their scores."""
+        if not self.by_pair:
             return self._KQ[:, :n]
-        return self.heads.scale * self.heads.rotation.back(self.heads.k[:, :n], t) @ self.heads.Wq
+        at, turn = self.heads.scale * self._bent_keys(t, n), self.heads.turn_q
+        return at @ self.heads.Wq if turn is None else turn.rows(at, t, self.heads.Wq)
+
+    def _bent_keys(self, t: int, n: int) -> torch.Tensor:
+        """(H, n, d_head) keys of the first n tokens, times the bend of their scores."""
+        keys = self.heads.k[:, :n]
+        return keys if self.bend is None else keys * self.bend[:, t, :n, None]
+
+    def _relative(self, at: torch.Tensor, t: int) -> torch.Tensor:
+        """(H, n, e) less that of row t's own u: Σ_s a_s (v_s − o_t) is zero, where nothing sinks."""
+        if self.sinks:
+            return at
+        return at - at.gather(1, self.top[:, t, None, None].expand(-1, -1, at.shape[-1]))
 
     def _mixing(self, t: int) -> torch.Tensor:
         """(H, d_head, d_head) scale·Σ_u a_tu (v_u − o_t) k_uᵀ."""
         n = self._columns(t)
         centred = (self.heads.v[:, :n] - self.v_top[:, t : t + 1]) - self.rest[:, t : t + 1]
-        keys = self.heads.k[:, :n]
-        keys = keys - keys.gather(
-            1, self.top[:, t, None, None].expand(-1, -1, self.d_head)
-        )  # Σ_u a_u (v_u − o_t) is zero
+        keys = self._relative(self._bent_keys(t, n), t)
         return self.heads.scale * (self.a[:, t, :n, None] * centred).mT @ keys
 
     @cached_property
@@ -342,8 +387,10 @@ class ClosedAttention(Piece):
         at = tangents if self.norm is None else self.norm.push(tangents)
         projected = through(at.transpose(0, 1), self._projections)  # (T, k, 3·H·d_head)
         dq, dk, dv = projected.split(self.count * self.d_head, dim=-1)
-        if self.heads.rotation is not None:
-            dq, dk = self._over_heads(dq, self.heads.rotation.turn), self._over_heads(dk, self.heads.rotation.turn)
+        if self.heads.turn_q is not None:
+            dq = self._over_heads(dq, self.heads.turn_q.turn)
+        if self.heads.turn_k is not None:
+            dk = self._over_heads(dk, self.heads.turn_k.turn)
         dq, dk, dv = self._by_head(dq), self._by_head(dk), self._by_head(dv)
         mixed = self._by_head(projected.new_empty(*projected.shape[:2], self.count * self.d_head))
         for heads, columns in self._parts(len(tangents)):
@@ -376,7 +423,7 @@ class ClosedAttention(Piece):
         return self.heads.Wo.reshape(self.d_out, -1).T.contiguous()
 
     def _over_heads(self, d: torch.Tensor, turn: Callable[[torch.Tensor, slice], torch.Tensor]) -> torch.Tensor:
-        """A rotation by token on (T, k, H·d_head)."""
+        """What turns by token, on (T, k, H·d_head)."""
         by_head = d.unflatten(-1, (self.count, self.d_head)).movedim(0, -2)  # (k, H, T, d_head)
         return turn(by_head, slice(len(d))).movedim(-2, 0).flatten(-2).contiguous()
 
@@ -404,8 +451,11 @@ class ClosedAttention(Piece):
             n, count = self._columns(rows.stop - 1), rows.stop - rows.start
             q = self.heads.scale * self.heads.q[heads, rows]
             weights = (dk[:, :n].flatten(1, 2) @ q.mT).unflatten(1, (n, columns))
-            top = self.top[heads, rows][:, None, None].expand(-1, -1, columns, -1)
-            weights -= weights.gather(1, top)
+            if self.bend is not None:
+                weights *= self.bend[heads, rows, :n].mT[:, :, None]
+            if not self.sinks:
+                top = self.top[heads, rows][:, None, None].expand(-1, -1, columns, -1)
+                weights -= weights.gather(1, top)
             weights *= a[:, rows, :n].mT[:, :, None]
             pulled = (weights.flatten(2).mT @ v[:, :n]).unflatten(1, (columns, count))
             pulled -= weights.sum(1)[..., None] * self.o[heads, None, rows]
@@ -422,9 +472,10 @@ class ClosedAttention(Piece):
             here = (heads, slice(None), columns)
             dq[here] = by_head[here] @ self._mixings[heads, : dq.shape[1]]
             self._add_back_over_tokens(heads, by_head[here], dk[here], dv[here])
-        if self.heads.rotation is not None:
-            for part in projected.split(g.shape[2], dim=-1)[:2]:
-                part.copy_(self._over_heads(part, self.heads.rotation.back))
+        turns = (self.heads.turn_q, self.heads.turn_k)
+        for turn, part in zip(turns, projected.split(g.shape[2], dim=-1), strict=False):
+            if turn is not None:
+                part.copy_(self._over_heads(part, turn.back))
         at = through(projected, self._projection_rows).transpose(0, 1)
         out = at if self.norm is None else self.norm.push(at)
         return out.add_(cotangents) if self.residual else out
@@ -440,30 +491,51 @@ class ClosedAttention(Piece):
             weights -= weights.gather(3, top)
             weights -= (at * self.rest[heads, rows, None]).sum(-1, keepdim=True)
             weights *= a[:, rows, None, :n]
+            if self.bend is not None:
+                weights *= self.bend[heads, rows, None, :n]
             q = self.heads.scale * self.heads.q[heads, rows]
             dk[:, :n] += (weights.flatten(2).mT @ q).unflatten(1, (columns, n)).transpose(1, 2)
             dv[:, :n] += (a[:, rows, :n].mT @ at.flatten(2)).unflatten(2, (columns, -1))
 
     # ---- norm
 
-    def energy(self) -> float:
+    @property
+    def energy_is_known(self) -> bool:
+        """Whether ‖J‖_F² can be had in little time: not where too many blocks would have to be formed."""
+        entries = self.structure.count(self.tokens, self.tokens) * self.d_out * self.d_in
+        return not (self.by_pair or self.sinks) or self.count * entries <= FORMED_UP_TO
+
+    def energy(self) -> float | None:
         """‖J‖_F² without J."""
-        return float(self.block_energies().sum())
+        return float(self._energies[0].sum()) if self.energy_is_known else None
 
     def energy_reach(self) -> float:
         """What ‖J‖_F² is made of before anything cancels: its rounding is relative to this."""
-        return float(self._energies[1].sum())
+        return float(self._energies[1].sum()) if self.energy_is_known else 0.0
 
-    def block_energies(self) -> torch.Tensor:
+    def block_energies(self) -> torch.Tensor | None:
         """‖J_ts‖_F² of all blocks, (T, T) float64: off the diagonal from traces of d_head × d_head products; the T diagonal
-        blocks are formed. With rotary positions a row of blocks at a time is formed instead.
+        blocks are formed. Where the keys' map hangs on both tokens, a row of blocks at a time is formed instead.
         """
-        return self._energies[0]
+        return self._energies[0] if self.energy_is_known else None
+
+    def paths(self) -> tuple[ClosedAttention, ClosedAttention]:
+        """J without the identity is the sum of these: through the values, at weights that are held, and through the weights."""
+        values = replace(self.heads, scale=0.0, turn_q=None, turn_k=None)
+        return self._with(values, None), self._with(replace(self.heads, Wv=torch.zeros_like(self.heads.Wv)), self.bend)
+
+    def _with(self, heads: Heads, bend: torch.Tensor | None) -> ClosedAttention:
+        """The same weights of the softmax, and other maps; without the identity."""
+        form = copy.copy(self)
+        for name in [name for name in vars(form) if isinstance(getattr(type(form), name, None), cached_property)]:
+            del vars(form)[name]
+        form.heads, form.bend, form.residual = heads, bend, False
+        return form
 
     @cached_property
     def _energies(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`block_energies`, and their terms' sizes."""
-        if self.heads.rotation is not None:
+        if self.by_pair or self.sinks:
             formed = torch.stack([self._row_energies(t) for t in range(self.tokens)])
             return formed, formed
         W = self.heads.double()
@@ -517,7 +589,7 @@ class ClosedAttention(Piece):
         """Block (t, t) alone, (d_out, d_in)."""
         w = torch.einsum("h,hij->ij", self.a[:, t, t], self._P)
         update = self.a[:, t, t] * self._centred_values(t, t + 1)[:, :, t]
-        w += update @ (self.heads.scale * self.heads.q[:, t, None] @ self.heads.Wk)[:, 0]
+        w += update @ self._through_key(slice(t, t + 1), t)[:, 0]
         query = torch.empty_like(w)
         self._query_term(t, query, None)
         w += query
@@ -527,6 +599,15 @@ class ClosedAttention(Piece):
         if self.residual:
             w.diagonal().add_(1)
         return w
+
+
+def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Weights of the tokens, and (H, T, 1) that of the sink."""
+    if sinks is None:
+        return scores.softmax(-1), 0.0
+    column = sinks.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+    weights = torch.cat([scores, column], -1).softmax(-1)
+    return weights[..., :-1].contiguous(), weights[..., -1:]
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,10 @@ class Form(ABC):
         """‖J_ts‖_F² of all blocks without writing J, (tokens, tokens) float64; None where they are not known."""
         return None
 
+    def paths(self) -> tuple[Form, Form] | None:
+        """Of an attention, through its values and through its weights: J, without an identity, is their sum."""
+        return None
+
     def thin_factors(self, t: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """C (n, d_out) and B (n, d_in) with block (t, t) = CᵀB and n below both; None where there are none. Safe to call from
         several threads at once."""
@@ -127,11 +131,17 @@ class Piece(Form):
     """
 
     tokens: int
+    entrywise = False
+    """Whether `after` takes as little as to read the blocks and write them."""
 
     @abstractmethod
     def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
         """The blocks of output token t over the n input tokens that the structure allows, each multiplied from the left by
         `left` (m, d_out) if it is given: (n, m, d_in), an array of its own."""
+
+    def after(self, t: int, blocks: torch.Tensor) -> torch.Tensor:
+        """The block (t, t) of a piece that acts on each token alone, times blocks (n, d_in, ·) of what comes before it."""
+        return self.row(t)[0] @ blocks
 
     def panels(self, rows: range) -> Iterator[Panel]:
         """One output token after the other."""

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from tightpass.errors import InputError
-from tightpass.jacobians.forms.attention import ClosedAttention, Heads
+from tightpass.jacobians.forms.attention import ClosedAttention, Heads, Scores
 from tightpass.jacobians.forms.attention import cost as attention_cost
 from tightpass.jacobians.forms.base import Cost, Piece
 from tightpass.jacobians.forms.compose import Chain, Identity, Sum, cost_of_layers
 from tightpass.jacobians.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
 from tightpass.jacobians.forms.mlp import cost as mlp_cost
 from tightpass.jacobians.forms.norm import ClosedNorm, NormAt, norm_at
-from tightpass.jacobians.forms.rotation import Rotation
+from tightpass.jacobians.forms.turning import Turning, normed_at, turning
 from tightpass.jacobians.probe import explained, ratio
 from tightpass.jacobians.twice.block import twice
 from tightpass.jacobians.twice.pair import of
-from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.blocks import Block, Function, depth_of
+from tightpass.models.branches import bare_attention, bare_mlp
 from tightpass.models.capture import Call, record
-from tightpass.models.linear import is_plain_linear
+from tightpass.models.formulas import (
+    HeadNorm,
+    MLPMaps,
+    NoFormulasError,
+    Rotation,
+    by_head,
+    mlp_maps,
+    norm_of,
+)
+from tightpass.models.genuine import genuine
+from tightpass.models.heard import Heard, attentions_of
+from tightpass.models.linear import Affine
 from tightpass.models.parts import LayerParts
 from tightpass.models.shape import Shape
 
@@ -44,7 +55,7 @@ def closed_form(block: Block) -> Piece | None:
     with torch.no_grad():
         try:
             form = makers.get(block.kind, _stack)(block)
-        except NoClosedFormError:
+        except NoFormulasError:
             return None
     error, allowed = disagreement(form, block)
     if error <= allowed or (error <= DOUBTFUL and is_nearer(form, block)):
@@ -61,7 +72,10 @@ def cost_of(kind: str, tokens: int, shape: Shape) -> Cost:
     """What the closed form of a block of some kind takes."""
     d, layer = shape.width, shape.widest
     heads = 1 if kind == "head" else layer.heads
-    attention, mlp = attention_cost(tokens, d, heads, layer.d_head, shape.causal), mlp_cost(tokens, d, layer.d_ff)
+    attention, mlp = (
+        attention_cost(tokens, d, heads, layer.d_head, shape.causal),
+        mlp_cost(tokens, d, layer.d_ff, 2 if layer.gated else 1),
+    )
     if kind in ("attn", "head"):
         return attention
     if kind == "mlp":
@@ -114,104 +128,158 @@ def disagreement(form: Piece, block: Block) -> tuple[float, float]:
     return max(ratio(gap, size), ratio(adjoint, reach)), explained(v.dtype)
 
 
-def _linear(module: nn.Module | None) -> nn.Linear:
-    if not isinstance(module, nn.Linear) or not is_plain_linear(module):
-        raise NoClosedFormError(f"no closed form for {type(module).__name__}")
-    return module
-
-
 def _mlp(block: Block) -> Piece:
-    parts, x = block.layers[0], block.x
-    up = _linear(parts.up)
-    norm_module = parts.mlp_norm if block.options.norm else None
-    z = up(x if norm_module is None else norm_module(x))
+    parts, x, options = block.layers[0], block.x, block.options
+    norm, h = _through(parts.mlp_norm if options.norm else None, x)
     pattern = None if block.pattern is None else block.pattern[0]
-    return mlp_at(parts, norm_at(norm_module, x), z, pattern, block.options.residual)
+    post = parts.mlp_post if options.norm else None
+    after = None if post is None else norm_at(post, genuine(bare_mlp(parts))(h))
+    scale = parts.scale if options.norm else 1.0
+    return added(
+        lambda own, identity: mlp_at(parts, norm, h, pattern, identity, own),
+        after,
+        scale,
+        x if options.residual else None,
+    )
+
+
+def _through(module: nn.Module | None, x: torch.Tensor) -> tuple[NormAt | None, torch.Tensor]:
+    """A norm at x, and what it gives."""
+    return norm_at(module, x), x if module is None else genuine(module)(x)
+
+
+def added(
+    branch: Callable[[float, bool], Piece], post: NormAt | None, scale: float, x: torch.Tensor | None = None
+) -> Piece:
+    """What the residual stream receives of a branch, made with a factor of its own and whether the identity is in it: through its
+    post-norm, times the layer's multiplier; and x itself, if it is given."""
+    if post is None:
+        return branch(scale, x is not None)
+    normed = Chain(branch(1.0, False), ClosedNorm(post.times(scale)))
+    return normed if x is None else Sum(normed, Identity(x))
 
 
 def mlp_at(
     parts: LayerParts,
     norm: NormAt | None,
-    z: torch.Tensor,
+    h: torch.Tensor,
     pattern: torch.Tensor | None,
     residual: bool = False,
+    scale: float = 1.0,
     make: type[ClosedMLP] = ClosedMLP,
 ) -> ClosedMLP:
-    """An MLP with pre-activations z (T, d_ff), or units that are held."""
-    first, act, last = parts.plain_mlp
-    up, down = _linear(first), _linear(last)
-    slope = slope_of(act, z) if pattern is None else pattern
-    weight = up.weight if norm is None else norm.fold(up.weight)
-    return make(down.weight, [Branch(weight.contiguous(), slope.contiguous())], norm, residual)
+    """An MLP that reads h (T, d), the norm's output if there is one, or whose units are held; times a factor."""
+    maps = mlp_maps(parts)
+    slopes = _slopes(maps, h) if pattern is None else (pattern,)
+    folded = [first.weight if norm is None else norm.fold(first.weight) for first in maps.firsts]
+    branches = [Branch(W.contiguous(), slope.contiguous()) for W, slope in zip(folded, slopes, strict=True)]
+    down = maps.down.weight if scale == 1 else maps.down.weight * scale
+    return make(down.contiguous(), branches, norm, residual)
 
 
-def captured_rotation(call: Call) -> Rotation | None:
-    """The rotation that the attention was called with."""
-    return None if call.rotary is None else Rotation(*call.rotary)
+def _slopes(maps: MLPMaps, h: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """act′(z), or of a gated MLP act′(g)∘u and act(g)."""
+    z, *up = (first(h) for first in maps.firsts)
+    slope = slope_of(maps.act, z)
+    return (slope * up[0], maps.act(z)) if up else (slope,)
 
 
-def without_constant(linear: nn.Linear, folded: torch.Tensor, norm: NormAt | None, h: torch.Tensor) -> torch.Tensor:
-    """linear(h) less its mean over tokens, of which the biases of norm and map would only be a rounded part."""
-    at = nn.functional.linear(h, linear.weight) if norm is None else nn.functional.linear(norm.xhat, folded)
+def without_constant(map_: Affine, folded: torch.Tensor, norm: NormAt | None, h: torch.Tensor) -> torch.Tensor:
+    """map_(h) less its mean over tokens, of which the biases of norm and map would only be a rounded part."""
+    at = nn.functional.linear(h, map_.weight) if norm is None else nn.functional.linear(norm.xhat, folded)
     return at - at.mean(0)
 
 
 def _attention(block: Block) -> Piece:
     parts, x, options = block.layers[0], block.x, block.options
-    norm_module = parts.attn_norm if options.norm else None
-    h = x if norm_module is None else norm_module(x)
-    causal = block.model.shape.causal
-    rotation = captured_rotation(block.calls[0]["context"])
-    return attention_at(parts, norm_at(norm_module, x), h, causal, rotation, options.head, options.residual)
+    (heard,), norm = attentions_of(block), norm_at(parts.attn_norm, x) if options.norm else None
+    branch = options.norm and options.kind == "attn"
+    post = parts.attn_post if branch else None
+    after = None if post is None else norm_at(post, genuine(bare_attention(parts, block.calls[0]["context"]))(heard.h))
+    scale = parts.scale if branch else 1.0
+    at = _Read(norm, heard, block.model.shape.causal)
+    return added(
+        lambda own, identity: attention_at(parts, at, options.head, identity, own),
+        after,
+        scale,
+        x if options.residual else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An attention, and the norm whose output it reads, if there is one."""
+
+    norm: NormAt | None
+    heard: Heard
+    causal: bool
 
 
 def attention_at(
-    parts: LayerParts,
-    norm: NormAt | None,
-    h: torch.Tensor,
-    causal: bool,
-    rotation: Rotation | None,
-    head: int | None = None,
-    residual: bool = False,
+    parts: LayerParts, at: _Read, head: int | None = None, residual: bool = False, scale: float = 1.0
 ) -> ClosedAttention:
-    """An attention, or one head of it, that reads h (T, d), the norm's output if there is one."""
-    output = _linear(parts.projection).weight
-    count, d_head = parts.heads, parts.d_head
+    """An attention, or one head of it, times a factor."""
+    heard = at.heard
+    maps, turn, given = heard.maps, heard.how.rotation, heard.given
+    if head is not None and any(norm is not None and norm.wide for norm in (maps.query_norm, maps.key_norm)):
+        raise NoFormulasError("a head whose queries are normed together with those of others")
     chosen = slice(None) if head is None else slice(head, head + 1)
-    # what all values, or all keys, have in common cancels in J; keys that are rotated have nothing in common
-    dropped = (parts.value,) if rotation is not None else (parts.key, parts.value)
-    folded, values = [], []
-    for module in (parts.query, parts.key, parts.value):
-        linear = _linear(module)
-        groups = count // (linear.weight.shape[0] // d_head)  # query heads that share a key and a value
-        weight = linear.weight if norm is None else norm.fold(linear.weight)
-        folded.append(weight.view(-1, d_head, h.shape[1]).repeat_interleave(groups, 0)[chosen].contiguous())
-        at = without_constant(linear, weight, norm, h) if module in dropped else linear(h)
-        at = at.view(len(h), -1, d_head).transpose(0, 1)
-        values.append(at.repeat_interleave(groups, 0)[chosen].contiguous())
-    Wo = output.view(-1, count, d_head)[:, chosen].contiguous()
-    (Wq, Wk, Wv), (q, k, v) = folded, values
+    sides = [
+        _side(parts, at, maps.query, maps.query_norm, turn, chosen, False),
+        _side(parts, at, maps.key, maps.key_norm, turn, chosen, heard.plain_keys),
+        _side(parts, at, maps.value, None, None, chosen, heard.sums_to_one),
+    ]
+    (Wq, q, turn_q), (Wk, k, turn_k), (Wv, v, _) = sides
+    output = maps.output.weight if scale == 1 else maps.output.weight * scale
+    Wo = output.reshape(-1, parts.heads, parts.d_head)[:, chosen].contiguous()
+    mask = None if given.mask is None else given.mask[chosen if len(given.mask) > 1 else slice(None)]
+    sinks = None if given.sinks is None else given.sinks.detach()[chosen]
+    heads = Heads(Wq, Wk, Wv, Wo, q, k, v, heard.how.scale, turn_q, turn_k)
+    return ClosedAttention(heads, at.norm, at.causal, residual, Scores(mask, given.cap, sinks))
+
+
+def _side(
+    parts: LayerParts,
+    at: _Read,
+    map_: Affine,
+    norm: HeadNorm | None,
+    rotation: Rotation | None,
+    chosen: slice,
+    cancels: bool,
+) -> tuple[torch.Tensor, torch.Tensor, Turning | None]:
+    """The folded weight (heads, d_head, d) of queries, keys or values, what it gives (heads, T, d_head), and what turns that.
+
+    cancels   what all tokens have in common cancels in J, and is left out
+    """
+    count, d_head = parts.heads, parts.d_head
+    groups = count // (len(map_.weight) // d_head)  # query heads that share a key and a value
+    weight = map_.weight if at.norm is None else at.norm.fold(map_.weight)
+    h = at.heard.h
+    flat = without_constant(map_, weight, at.norm, h) if cancels else map_(h)
+    own = by_head(flat, d_head)
+    inside = normed_at(norm, own, groups, chosen)
+    own = norm_of(own, norm).repeat_interleave(groups, 0)[chosen].contiguous()
     if rotation is not None:
-        q, k = rotation.turn(q, slice(None)).contiguous(), rotation.turn(k, slice(None)).contiguous()
-    heads = Heads(Wq, Wk, Wv, Wo, q, k, v, scale=d_head**-0.5, rotation=rotation)
-    return ClosedAttention(heads, norm, causal, residual)
+        own = rotation.turn(own, slice(None)).contiguous()
+    folded = weight.reshape(-1, d_head, h.shape[1]).repeat_interleave(groups, 0)[chosen].contiguous()
+    return folded, own, turning(inside, rotation)
 
 
 def _stack(block: Block) -> Piece:
     """Layers in a row, and the final norm, each piece at what it received when the block itself ran at x."""
-    received = _received(block)
+    heard, received = attentions_of(block), _received(block)
     patterns = block.pattern or (None,) * len(block.layers)
     pieces: list[Piece] = []
     for i, (parts, pattern) in enumerate(zip(block.layers, patterns, strict=True)):
         here = {name: received[f"{i}.{name}"] for name, _ in _read(parts)}
-        rotation = captured_rotation(block.calls[i]["context"])
-        pieces += _layer(parts, here, block.model.shape.causal, rotation, pattern)
+        read = _Read(_at(parts.attn_norm, here.get("attn_norm")), heard[i], block.model.shape.causal)
+        pieces += _layer(parts, here, read, pattern)
     if block.final_norm is not None:
         pieces.append(_norm(block.final_norm, received["final_norm"]))
     return Chain(*pieces)
 
 
-READ = ("attn_norm", "context", "after_attn", "mlp_norm", "up", "after_mlp")
+READ = ("attn_norm", "attn_post", "after_attn", "mlp_norm", "up", "gate_up", "mlp_post", "after_mlp")
 """Sites of a layer at which its pieces are taken: what they receive is looked at."""
 
 
@@ -220,7 +288,7 @@ def _read(parts: LayerParts) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _received(block: Block) -> dict[str, Call]:
-    """The calls at the sites of every layer, as "INDEX.site", and of the final norm. Raises NoClosedFormError where it is not
+    """The calls at the sites of every layer, as "INDEX.site", and of the final norm. Raises NoFormulasError where it is not
     known which call a module has made is meant."""
     modules: dict[str, nn.Module] = {}
     for i, parts in enumerate(block.layers):
@@ -232,7 +300,7 @@ def _received(block: Block) -> dict[str, Call]:
         with record(modules, calls):
             block(block.x)
     except InputError as error:
-        raise NoClosedFormError(str(error)) from error
+        raise NoFormulasError(str(error)) from error
     return {label: replace(call, x=_flat(call.x), y=_flat(call.y)) for label, call in calls.items()}
 
 
@@ -240,22 +308,29 @@ def _flat(at: torch.Tensor) -> torch.Tensor:
     return at.reshape(-1, at.shape[-1])
 
 
-def _layer(
-    parts: LayerParts,
-    received: dict[str, Call],
-    causal: bool,
-    rotation: Rotation | None,
-    pattern: torch.Tensor | None,
-) -> Iterator[Piece]:
-    """x + attention and then + MLP, each read through its norm, or each sum through its own."""
-    h, z = received["context"].x, received["up"].y
-    attn_norm, mlp_norm = _at(parts.attn_norm, received.get("attn_norm")), _at(parts.mlp_norm, received.get("mlp_norm"))
-    yield Sum(attention_at(parts, attn_norm, h, causal, rotation), Identity(h))
-    if parts.after_attn is not None:
-        yield _norm(parts.after_attn, received["after_attn"])
-    yield Sum(mlp_at(parts, mlp_norm, z, pattern, make=ActiveMLP), Identity(h))
-    if parts.after_mlp is not None:
-        yield _norm(parts.after_mlp, received["after_mlp"])
+def _layer(parts: LayerParts, received: dict[str, Call], read: _Read, pattern: torch.Tensor | None) -> Iterator[Piece]:
+    """x + attention and then + MLP, or both at x, each read through its norm, or each sum through its own."""
+    mlp_norm, h = (
+        _at(parts.mlp_norm, received.get("mlp_norm")),
+        received["up" if parts.gate_up is None else "gate_up"].x,
+    )
+    attention = added(
+        lambda own, _: attention_at(parts, read, scale=own),
+        _at(parts.attn_post, received.get("attn_post")),
+        parts.scale,
+    )
+    mlp = added(
+        lambda own, _: mlp_at(parts, mlp_norm, h, pattern, scale=own, make=ActiveMLP),
+        _at(parts.mlp_post, received.get("mlp_post")),
+        parts.scale,
+    )
+    if parts.parallel:
+        yield Sum(attention, mlp, Identity(h))
+        return
+    for branch, name, after in ((attention, "after_attn", parts.after_attn), (mlp, "after_mlp", parts.after_mlp)):
+        yield Sum(branch, Identity(h))
+        if after is not None:
+            yield _norm(after, received[name])
 
 
 def _at(module: nn.Module | None, call: Call | None) -> NormAt | None:

@@ -123,6 +123,8 @@ class Chain(_Composed):
 
     def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
         *before, last = self.pieces
+        if left is None and len(before) == 1 and last.entrywise:
+            return last.after(t, before[0].row(t))
         rows = last.row(t, left)
         while before and isinstance(last.structure, BlockDiagonal):
             last = before.pop()

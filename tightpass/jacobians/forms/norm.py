@@ -8,14 +8,14 @@ weights that follow the norm, once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from tightpass.jacobians.forms.base import Cost, Piece, groups, panel_of
-from tightpass.jacobians.unknown import NoClosedFormError
-from tightpass.models.norms import rms_epsilon
+from tightpass.models.formulas import NoFormulasError
+from tightpass.models.norms import kind_of
 from tightpass.structure import BlockDiagonal, Panel
 
 
@@ -45,6 +45,12 @@ class NormAt:
         inner = torch.einsum("ktd,td->kt", tangents, xhat) / xhat.shape[-1]
         return torch.addcmul(tangents, inner[..., None], xhat, value=-1).mul_(r[:, None])
 
+    def times(self, factor: float) -> NormAt:
+        """The norm with its output multiplied."""
+        if factor == 1:
+            return self
+        return replace(self, gamma=factor * (torch.ones_like(self.xhat[0]) if self.gamma is None else self.gamma))
+
     def squared_shrink(self) -> torch.Tensor:
         """2/d − ‖x̂‖²/d², (T,): ‖w·dN‖² = r²·(‖w'‖² − shrink·(w'·x̂)²)."""
         d = self.xhat.shape[-1]
@@ -60,23 +66,21 @@ def sum_of(parts: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def norm_at(module: nn.Module | None, x: torch.Tensor) -> NormAt | None:
-    """The norm at x (T, d). Raises NoClosedFormError for a module that is no LayerNorm and no RMSNorm."""
-    if module is None:
+    """The norm at x (T, d); None where there is none. Raises NoFormulasError for a module that computes something else than
+    a LayerNorm or an RMSNorm."""
+    if module is None or isinstance(module, nn.Identity):
         return None
-    weight = getattr(module, "weight", None)
-    weight = None if weight is None else weight.detach()
-    if isinstance(module, nn.LayerNorm):
-        centred, eps = x - x.mean(-1, keepdim=True), module.eps
-        r = (centred.square().mean(-1) + eps).rsqrt()
-        return NormAt(weight, True, (centred * r[:, None]).contiguous(), r)
-    if type(module).__name__.endswith("RMSNorm"):
-        r = (x.square().mean(-1) + rms_epsilon(module, x.dtype)).rsqrt()
-        return NormAt(weight, False, (x * r[:, None]).contiguous(), r)
-    raise NoClosedFormError(f"no closed form for {type(module).__name__}")
+    kind = kind_of(module, x.shape[-1], x)
+    if kind is None:
+        raise NoFormulasError(f"no closed form for {type(module).__name__}")
+    xhat, r = kind.at(x)
+    return NormAt(kind.gamma, kind.centred, xhat.contiguous(), r)
 
 
 class ClosedNorm(Piece):
     """The Jacobian of a norm by itself, as on a residual sum: dN_t = diag(γ)·C·r_t·(I − x̂x̂ᵀ/d), C the centring."""
+
+    entrywise = True
 
     def __init__(self, at: NormAt) -> None:
         self.at, self.structure = at, BlockDiagonal()
@@ -119,6 +123,15 @@ class ClosedNorm(Piece):
         xhat, r = self.at.xhat[t], self.at.r[t]
         rows = self._before(torch.eye(self.d_out, dtype=xhat.dtype, device=xhat.device) if left is None else left)
         return torch.addr(rows, rows @ xhat, xhat, alpha=-1 / self.d_in).mul_(r)[None]
+
+    def after(self, t: int, blocks: torch.Tensor) -> torch.Tensor:
+        """By the entries of the blocks, and never as a matrix."""
+        xhat, r = self.at.xhat[t], self.at.r[t]
+        if self.at.centred:
+            blocks = blocks - blocks.mean(1, keepdim=True)
+        inner = (xhat @ blocks)[:, None] / self.d_in
+        out = torch.addcmul(blocks, xhat[:, None], inner, value=-1)
+        return out.mul_(r if self.at.gamma is None else r * self.at.gamma[:, None])
 
     def panels(self, rows: range) -> Iterator[Panel]:
         """Groups of tokens."""

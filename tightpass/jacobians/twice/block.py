@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
 
 from tightpass.jacobians.probe import ratio
-from tightpass.jacobians.twice.maps import MLP, Attention, Chain, Linear, Map, Norm, Residual
+from tightpass.jacobians.twice.attention import Attention, Side
+from tightpass.jacobians.twice.maps import MLP, Chain, Linear, Map, Norm, Residual, Scaled
 from tightpass.jacobians.twice.pair import Pair, of, perturbed
-from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.blocks import Block, depth_of, width_of
-from tightpass.models.parts import LayerParts
+from tightpass.models.formulas import NoFormulasError, mlp_maps
+from tightpass.models.heard import attentions_of
+from tightpass.models.linear import Affine
+from tightpass.models.norms import kind_of
 from tightpass.models.shape import Shape
 from tightpass.work import Work, passing
 
@@ -52,7 +55,7 @@ def cost_of(kind: str, tokens: int, shape: Shape, itemsize: int) -> TwiceCost:
     d, layer, digits = shape.width, shape.widest, {4: 24, 8: 53}[itemsize]
     count = 1 if kind == "head" else layer.heads
     attention = Attention.numbers(tokens, d, layer.heads, layer.d_head, count, digits)
-    mlp = MLP.numbers(tokens, d, layer.d_ff, digits)
+    mlp = MLP.numbers(tokens, d, layer.d_ff, digits, 2 if layer.gated else 1)
     inside = {"mlp": [mlp], "attn": [attention], "head": [attention]}.get(kind, [attention, mlp])
     depth, numbers = depth_of(shape, kind), torch.float64.itemsize
     held, pieces = (numbers * depth * sum(getattr(part, name) for part in inside) for name in ("held", "pieces"))
@@ -76,8 +79,8 @@ class Twice:
     def __init__(self, block: Block) -> None:
         self.formulas = _Formulas(block)
         self.map = self.formulas.map()
-        self.saturated = sum(attention.saturated for attention in self.map.attentions)
-        heads = max((a.count for a in self.map.attentions), default=0)
+        self.saturated = self.map.saturated
+        heads = 0 if block.kind == "mlp" else max(parts.heads for parts in block.layers)
         self.at_once = columns_at_once(block.tokens, block.width, heads)
 
     def push(self, tangents: Pair) -> Pair:
@@ -132,7 +135,7 @@ def twice(block: Block) -> Twice | None:
     with torch.no_grad():
         try:
             found = Twice(block)
-        except NoClosedFormError:
+        except NoFormulasError:
             return None
         y = found.map.y.rounded()
         if _computes(block, y) or (block.x.dtype == torch.float32 and _computes(block.in_precision(torch.float64), y)):
@@ -150,65 +153,105 @@ class _Formulas:
 
     def __init__(self, block: Block) -> None:
         self.block, self.patterns = block, _patterns(block)
-        self.linears: dict[tuple[nn.Module, int | None], Linear] = {}
+        self.linears: dict[tuple[int, str], Linear] = {}
+        self.attentions = attentions_of(block)
 
     def map(self) -> Map:
-        """Raises NoClosedFormError for a piece without formulas."""
+        """Raises NoFormulasError for a piece without formulas."""
         block = self.block
-        x, kind = of(block.x), block.kind
-        if kind in ("layer", "model"):
+        x = of(block.x)
+        if block.kind in ("layer", "model"):
             pieces: list[Map] = []
-            for parts, pattern in zip(block.layers, self.patterns, strict=True):
-                pieces.append(self._layer(parts, x, pattern))
+            for i in range(len(block.layers)):
+                pieces += self._layer(i, x)
                 x = pieces[-1].y
             if block.final_norm is not None:
-                pieces.append(Norm(block.final_norm, x))
+                pieces.append(self._norm(block.final_norm, x))
             return Chain(*pieces)
-        parts = block.layers[0]
-        norm = parts.mlp_norm if kind == "mlp" else parts.attn_norm
-        inner = _read_through(
-            norm if block.options.norm else None,
-            x,
-            lambda h: self._mlp(parts, h, self.patterns[0]) if kind == "mlp" else self._attention(parts, h),
+        make = self._mlp_branch if block.kind == "mlp" else self._attention_branch
+        inner = make(0, x, block.options.norm)
+        return Residual(x, inner) if block.options.residual else inner
+
+    def _attention_branch(self, i: int, x: Pair, norm: bool = True) -> Map:
+        parts = self.block.layers[i]
+        added = norm and self.block.kind != "head"
+        return self._branch(
+            parts.attn_norm, parts.attn_post, parts.scale, x, (norm, added), partial(self._attention, i)
         )
-        return Residual(inner, x) if block.options.residual else inner
 
-    def _mlp(self, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> MLP:
-        up, act, down = parts.plain_mlp
-        return MLP(self._linear(up), act, self._linear(down), x, pattern)
+    def _mlp_branch(self, i: int, x: Pair, norm: bool = True) -> Map:
+        parts = self.block.layers[i]
+        return self._branch(parts.mlp_norm, parts.mlp_post, parts.scale, x, (norm, norm), partial(self._mlp, i))
 
-    def _attention(self, parts: LayerParts, x: Pair) -> Attention:
-        head = self.block.options.head
-        weights = [self._linear(module) for module in (parts.query, parts.key, parts.value) if module is not None]
-        causal = self.block.model.shape.causal
-        return Attention(weights, self._linear(parts.projection, head, parts.d_head), parts.heads, causal, x, head)
-
-    def _layer(self, parts: LayerParts, x: Pair, pattern: torch.Tensor | None) -> Map:
-        """x + attention and then + MLP, each read through its norm, or each sum through its own."""
+    def _branch(
+        self,
+        before: nn.Module | None,
+        post: nn.Module | None,
+        scale: float,
+        x: Pair,
+        which: tuple[bool, bool],
+        piece: Callable[[Pair], Map],
+    ) -> Map:
+        """Through its pre-norm, and, as it is added to the residual stream, its post-norm and multiplier: which of both, if asked."""
         pieces: list[Map] = []
-        for norm, piece, after in (
-            (parts.attn_norm, lambda h: self._attention(parts, h), parts.after_attn),
-            (parts.mlp_norm, lambda h: self._mlp(parts, h, pattern), parts.after_mlp),
-        ):
-            pieces.append(Residual(_read_through(norm, x, piece), x))
+        if which[0] and before is not None and not isinstance(before, nn.Identity):
+            pieces.append(self._norm(before, x))
+        pieces.append(piece(pieces[-1].y if pieces else x))
+        if which[1] and post is not None:
+            pieces.append(self._norm(post, pieces[-1].y))
+        whole = pieces[0] if len(pieces) == 1 else Chain(*pieces)
+        return whole if scale == 1 or not which[1] else Scaled(whole, scale)
+
+    def _layer(self, i: int, x: Pair) -> list[Map]:
+        """x + attention and then + MLP, or both at x, each read through its norm, or each sum through its own."""
+        parts = self.block.layers[i]
+        if parts.parallel:
+            return [Residual(x, self._attention_branch(i, x), self._mlp_branch(i, x))]
+        pieces: list[Map] = []
+        for branch, after in ((self._attention_branch, parts.after_attn), (self._mlp_branch, parts.after_mlp)):
+            pieces.append(Residual(x, branch(i, x)))
             if after is not None:
-                pieces.append(Norm(after, pieces[-1].y))
+                pieces.append(self._norm(after, pieces[-1].y))
             x = pieces[-1].y
-        return Chain(*pieces)
+        return pieces
 
-    def _linear(self, module: nn.Module, head: int | None = None, width: int = 0) -> Linear:
-        """A linear layer; of one that reads all heads, what it makes of one."""
-        if (module, head) not in self.linears:
-            inputs = slice(None) if head is None else slice(head * width, (head + 1) * width)
-            self.linears[module, head] = Linear(module, inputs)
-        return self.linears[module, head]
+    def _norm(self, module: nn.Module, x: Pair) -> Norm:
+        kind = kind_of(module, x.shape[-1], self.block.x)
+        if kind is None:
+            raise NoFormulasError(f"no formulas for {type(module).__name__}")
+        return Norm(kind, x)
 
+    def _mlp(self, i: int, x: Pair) -> MLP:
+        maps = mlp_maps(self.block.layers[i])
+        firsts = [self._linear(i, f"first {n}", first) for n, first in enumerate(maps.firsts)]
+        return MLP(firsts, maps.act, self._linear(i, "down", maps.down), x, self.patterns[i])
 
-def _read_through(norm: nn.Module | None, x: Pair, piece: Callable[[Pair], Map]) -> Map:
-    if norm is None:
-        return piece(x)
-    normed = Norm(norm, x)
-    return Chain(normed, piece(normed.y))
+    def _attention(self, i: int, x: Pair) -> Attention:
+        parts, head, heard = self.block.layers[i], self.block.options.head, self.attentions[i]
+        maps, turn = heard.maps, heard.how.rotation
+        sizes, chosen = (parts.heads, parts.d_head), slice(None) if head is None else slice(head, head + 1)
+        # what all keys, or all values, have in common cancels in J: without it less is rounded
+        sides = [
+            Side(self._linear(i, name, map_), norm, turns, sizes, chosen, x, biased)
+            for name, map_, norm, turns, biased in (
+                ("query", maps.query, maps.query_norm, turn, True),
+                ("key", maps.key, maps.key_norm, turn, not heard.plain_keys),
+                ("value", maps.value, None, None, not heard.sums_to_one),
+            )
+        ]
+        bias = maps.value.bias if heard.sums_to_one else None
+        if bias is not None:
+            bias = bias.view(-1, parts.d_head).repeat_interleave(sides[2].shared, 0)[chosen].flatten()
+        inputs = slice(None) if head is None else slice(head * parts.d_head, (head + 1) * parts.d_head)
+        output = self._linear(i, "output", maps.output, inputs)
+        causal = self.block.model.shape.causal
+        return Attention(sides, output, heard.how.scale, heard.given, causal, bias, head is None)
+
+    def _linear(self, i: int, name: str, map_: Affine, inputs: slice = slice(None)) -> Linear:
+        """A linear map of a layer; of one that reads all heads, what it makes of one."""
+        if (i, name) not in self.linears:
+            self.linears[i, name] = Linear(map_, inputs)
+        return self.linears[i, name]
 
 
 def _patterns(block: Block) -> tuple[torch.Tensor | None, ...]:

@@ -203,8 +203,15 @@ def relu(z: Pair) -> tuple[Pair, Pair]:
     return z * on.hi, on
 
 
+def relu_squared(z: Pair) -> tuple[Pair, Pair]:
+    """Its slope is continuous: no kink."""
+    positive = z.where(z.hi > 0, 0.0)
+    return positive * positive, positive.scaled(2.0)
+
+
 KNOWN: dict[str, Activation] = {
     "ReLU": relu,
+    "ReLUSquaredActivation": relu_squared,
     "GELUActivation": gelu,
     "NewGELUActivation": gelu_tanh,
     "GELUTanh": gelu_tanh,

@@ -15,19 +15,18 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from tightpass.jacobians.twice.functions import activation, exp
+from tightpass.jacobians.twice.functions import activation
 from tightpass.jacobians.twice.matrix import CUT, matmul, sliced, slices_of
 from tightpass.jacobians.twice.pair import Pair, of, reciprocal_root
-from tightpass.jacobians.unknown import NoClosedFormError
-from tightpass.models.linear import is_plain_linear
+from tightpass.models.formulas import NoFormulasError
+from tightpass.models.linear import Affine
+from tightpass.models.norms import NormKind
 
 Tensor = torch.Tensor
 
 
 MULTIPLIED = 16
 """Arrays of the widest intermediate while it is multiplied, entry by entry, and cut for the next product."""
-EXPONENTIALS = 24
-"""Arrays of the scores' size while they become weights."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ class Numbers:
 
 
 class Map(Protocol):
-    """A function at a point: its value y (T, d_out), products with its Jacobian, and the attentions inside."""
+    """A function at a point: its value y (T, d_out), products with its Jacobian, and how many softmax rows inside are saturated."""
 
     y: Pair
 
     @property
-    def attentions(self) -> tuple[Attention, ...]: ...
+    def saturated(self) -> int: ...
     def push(self, tangents: Pair) -> Pair: ...
     def pull(self, cotangents: Pair) -> Pair: ...
 
@@ -55,14 +54,12 @@ class Map(Protocol):
 class Linear:
     """W·x + b, or of some of the inputs alone."""
 
-    attentions: tuple[Attention, ...] = ()
+    saturated = 0
 
-    def __init__(self, module: nn.Module, inputs: slice = slice(None)) -> None:
-        if not isinstance(module, nn.Linear) or not is_plain_linear(module):
-            raise NoClosedFormError(f"no closed form for {type(module).__name__}")
-        weight = of(module.weight)[:, inputs]
+    def __init__(self, map_: Affine, inputs: slice = slice(None)) -> None:
+        weight = of(map_.weight)[:, inputs]
         self.rows, self.columns = sliced(weight), sliced(weight.mT)
-        self.bias = None if module.bias is None else of(module.bias)
+        self.bias = None if map_.bias is None else of(map_.bias)
 
     def __call__(self, x: Pair) -> Pair:
         y = self.push(x)
@@ -82,19 +79,20 @@ class Linear:
 
 
 class Norm:
-    """A LayerNorm at x."""
+    """A LayerNorm or RMSNorm over the last axis of x."""
 
-    attentions: tuple[Attention, ...] = ()
+    saturated = 0
 
-    def __init__(self, module: nn.Module, x: Pair) -> None:
-        if type(module) is not nn.LayerNorm:
-            raise NoClosedFormError(f"no closed form for {type(module).__name__}")
-        centred = _less_mean(x)
-        self.r = reciprocal_root(_mean(centred * centred) + float(module.eps))
+    def __init__(self, kind: NormKind, x: Pair) -> None:
+        self.centred = kind.centred
+        centred = _less_mean(x) if kind.centred else x
+        self.r = reciprocal_root(_mean(centred * centred) + float(kind.eps))
         self.xhat = centred * self.r
-        self.gamma = None if module.weight is None else of(module.weight)
+        self.gamma = None if kind.weight is None else of(kind.weight)
+        if self.gamma is not None and kind.offset != 0:
+            self.gamma = self.gamma + kind.offset
         y = self._scaled(self.xhat)
-        self.y = y if module.bias is None else y + of(module.bias)
+        self.y = y if kind.bias is None else y + of(kind.bias)
 
     def push(self, tangents: Pair) -> Pair:
         return self._scaled(self._inner(tangents))
@@ -106,8 +104,9 @@ class Norm:
         return at if self.gamma is None else at * self.gamma
 
     def _inner(self, at: Pair) -> Pair:
-        """r·(I − 11ᵀ/d − x̂x̂ᵀ/d), which is symmetric."""
-        return (_less_mean(at) - self.xhat * _mean(self.xhat * at)) * self.r
+        """r·(I − 11ᵀ/d − x̂x̂ᵀ/d), which is symmetric; without the mean of an RMSNorm."""
+        at_centre = _less_mean(at) if self.centred else at
+        return (at_centre - self.xhat * _mean(self.xhat * at)) * self.r
 
 
 def _mean(x: Pair) -> Pair:
@@ -119,129 +118,43 @@ def _less_mean(x: Pair) -> Pair:
 
 
 class MLP:
-    """down(act(up(x))); `pattern` (T, d_ff) holds the units that are active."""
+    """down(act(up(x))), or down(act(gate(x))∘up(x)) of two first maps; `pattern` (T, d_ff) holds the units that are active."""
 
-    attentions: tuple[Attention, ...] = ()
+    saturated = 0
 
-    def __init__(self, up: Linear, act: nn.Module, down: Linear, x: Pair, pattern: Tensor | None) -> None:
-        self.up, self.down = up, down
-        z = self.up(x)
-        if pattern is not None:
-            self.slope = of(pattern)
-            value = z * self.slope.hi
-        else:
-            known = activation(act)
-            if known is None:
-                raise NoClosedFormError(f"no closed form for {type(act).__name__}")
-            value, self.slope = known(z)
-        self.y = self.down(value)
+    def __init__(self, firsts: Sequence[Linear], act: nn.Module, down: Linear, x: Pair, pattern: Tensor | None) -> None:
+        self.firsts, self.down = firsts, down
+        z, *up = (first(x) for first in firsts)
+        value, slope = _activated(act, z, pattern)
+        self.slopes = [slope * up[0], value] if up else [slope]
+        self.y = self.down(value * up[0] if up else value)
 
     def push(self, tangents: Pair) -> Pair:
-        return self.down.push(self.up.push(tangents) * self.slope)
+        inner = [first.push(tangents) * slope for first, slope in zip(self.firsts, self.slopes, strict=True)]
+        return self.down.push(reduce(Pair.__add__, inner))
 
     def pull(self, cotangents: Pair) -> Pair:
-        return self.up.pull(self.down.pull(cotangents) * self.slope)
-
-    @staticmethod
-    def numbers(tokens: int, d: int, d_ff: int, digits: int) -> Numbers:
-        (up, cutting), (down, _) = Linear.numbers(d, d_ff, digits), Linear.numbers(d_ff, d, digits)
-        widest = MULTIPLIED * tokens * max(d, d_ff)
-        return Numbers(up + down, 2 * tokens * d_ff, max(cutting, widest), widest)
-
-
-class Attention:
-    """Σ_h Wo_h·softmax(q_h k_hᵀ/√d_head)·v_h of all heads, or of one, whose share of the output projection is given."""
-
-    def __init__(
-        self, weights: Sequence[Linear], output: Linear, count: int, causal: bool, x: Pair, head: int | None
-    ) -> None:
-        self.count = count
-        # what all keys, or all values, have in common cancels in J: without it less is rounded
-        q, k, v = (self._by_head(part) for part in (weights[0](x), weights[1].push(x), weights[2].push(x)))
-        d_head = q.shape[-1]
-        chosen = slice(None) if head is None else slice(head, head + 1)
-        self.scale = reciprocal_root(of(torch.full((), float(d_head), dtype=torch.float64, device=x.hi.device)))
-        self.weights, self.chosen = weights, chosen
-        q, k, v = q[chosen], k[chosen], v[chosen]
-        scores = matmul(q, sliced(k.mT)) * self.scale
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.hi.device)
-        seen = seen.tril() if causal else seen
-        visible = scores.where(seen, -torch.inf)
-        top = _largest(visible)
-        grown = exp(scores - top).where(seen, 0.0)
-        self.a = grown / grown.sum(-1, keepdim=True)  # (H, T, T)
-        self.q, self.qT, self.k, self.kT, self.v, self.vT = (sliced(p) for p in (q, q.mT, k, k.mT, v, v.mT))
-        self.a_rows, self.aT = sliced(self.a), sliced(self.a.mT)
-        self.output = output
-        o = self._joined(matmul(self.a, self.v))
-        if weights[2].bias is not None:
-            o = o + (weights[2].bias if head is None else weights[2].bias[head * d_head : (head + 1) * d_head])
-        self.y = self.output.push(o) if head is not None else self.output(o)
-
-    @staticmethod
-    def numbers(tokens: int, d: int, heads: int, d_head: int, count: int, digits: int) -> Numbers:
-        """Of `count` heads, whose queries, keys and values are made of the weights of all."""
-        held, cutting = Linear.numbers(d, heads * d_head, digits)
-        weights, activations = count * tokens**2, tokens * max(d, heads * d_head)
-        pieces = weights * (2 + 2 * slices_of(tokens)) + 6 * slices_of(max(tokens, d_head)) * tokens * count * d_head
-        return Numbers(
-            held=3 * held + held * count // heads,
-            pieces=pieces,
-            making=max(cutting, EXPONENTIALS * weights + 6 * activations),
-            column=MULTIPLIED * max(weights, activations) + 6 * activations,
+        inner = self.down.pull(cotangents)
+        return reduce(
+            Pair.__add__, [first.pull(inner * slope) for first, slope in zip(self.firsts, self.slopes, strict=True)]
         )
 
-    @property
-    def attentions(self) -> tuple[Attention, ...]:
-        return (self,)
-
-    @property
-    def saturated(self) -> int:
-        """Softmax rows whose largest weight is below 1 but rounds to 1 in float32."""
-        top = self.a.hi.amax(-1)
-        return int(((top.float() == 1) & (top < 1)).sum())
-
-    def push(self, tangents: Pair) -> Pair:
-        dq, dk, dv = (self._by_head(linear.push(tangents))[..., self.chosen, :, :] for linear in self.weights)
-        g = (matmul(dq, self.kT) + matmul(dk, self.qT).mT) * self.scale
-        mixed = matmul(self._through_softmax(g), self.v) + matmul(dv.mT, self.aT).mT
-        return self.output.push(self._joined(mixed))
-
-    def pull(self, cotangents: Pair) -> Pair:
-        g = self._by_head(self.output.pull(cotangents), self.a.shape[0])
-        ds = self._through_softmax(matmul(g, self.vT)) * self.scale
-        parts = matmul(ds, self.k), matmul(ds.mT, self.q), matmul(g.mT, self.a_rows).mT
-        back = [linear.pull(self._joined(self._placed(p))) for linear, p in zip(self.weights, parts, strict=True)]
-        return reduce(Pair.__add__, back)
-
-    def _through_softmax(self, g: Pair) -> Pair:
-        """a∘(g − Σ_s a·g), the softmax's Jacobian on scores (.., T, T); it is symmetric."""
-        return self.a * (g - (self.a * g).sum(-1, keepdim=True))
-
-    def _by_head(self, at: Pair, count: int | None = None) -> Pair:
-        """(.., T, H·d_head) as (.., H, T, d_head)."""
-        return at.map(lambda part: part.unflatten(-1, (count or self.count, -1)).transpose(-2, -3))
-
-    def _joined(self, at: Pair) -> Pair:
-        """(.., H, T, d_head) as (.., T, H·d_head)."""
-        return at.map(lambda part: part.transpose(-2, -3).flatten(-2))
-
-    def _placed(self, at: Pair) -> Pair:
-        """Of one head among all: zeros for the others."""
-
-        def place(part: Tensor) -> Tensor:
-            whole = part.new_zeros(*part.shape[:-3], self.count, *part.shape[-2:])
-            whole[..., self.chosen, :, :] = part
-            return whole
-
-        return at if at.shape[-3] == self.count else at.map(place)
+    @staticmethod
+    def numbers(tokens: int, d: int, d_ff: int, digits: int, firsts: int) -> Numbers:
+        (up, cutting), (down, _) = Linear.numbers(d, d_ff, digits), Linear.numbers(d_ff, d, digits)
+        widest = (MULTIPLIED + 4 * (firsts - 1)) * tokens * max(d, d_ff)
+        return Numbers(firsts * up + down, 2 * firsts * tokens * d_ff, max(cutting, widest), widest)
 
 
-def _largest(scores: Pair) -> Pair:
-    """Of each row, in both parts: of scores of 1e20 the low one is thousands, and tells apart those whose high one is the same."""
-    high = scores.hi.amax(-1, keepdim=True)
-    low = torch.where(scores.hi == high, scores.lo, -torch.inf).amax(-1, keepdim=True)
-    return Pair(high, low)
+def _activated(act: nn.Module, z: Pair, pattern: Tensor | None) -> tuple[Pair, Pair]:
+    """Value and slope at z."""
+    if pattern is not None:
+        held = of(pattern)
+        return z * held.hi, held
+    known = activation(act)
+    if known is None:
+        raise NoFormulasError(f"no formulas for {type(act).__name__}")
+    return known(z)
 
 
 class Chain:
@@ -249,7 +162,7 @@ class Chain:
 
     def __init__(self, first: Map, *others: Map) -> None:
         self.maps, self.y = (first, *others), (others[-1] if others else first).y
-        self.attentions = tuple(a for piece in self.maps for a in piece.attentions)
+        self.saturated = sum(piece.saturated for piece in self.maps)
 
     def push(self, tangents: Pair) -> Pair:
         return reduce(lambda at, piece: piece.push(at), self.maps, tangents)
@@ -259,13 +172,28 @@ class Chain:
 
 
 class Residual:
-    """x + f(x)."""
+    """x + f(x) + .."""
 
-    def __init__(self, inner: Map, x: Pair) -> None:
-        self.inner, self.y, self.attentions = inner, inner.y + x, inner.attentions
+    def __init__(self, x: Pair, *inner: Map) -> None:
+        self.inner, self.y = inner, reduce(Pair.__add__, [piece.y for piece in inner]) + x
+        self.saturated = sum(piece.saturated for piece in inner)
 
     def push(self, tangents: Pair) -> Pair:
-        return self.inner.push(tangents) + tangents
+        return reduce(Pair.__add__, [piece.push(tangents) for piece in self.inner]) + tangents
 
     def pull(self, cotangents: Pair) -> Pair:
-        return self.inner.pull(cotangents) + cotangents
+        return reduce(Pair.__add__, [piece.pull(cotangents) for piece in self.inner]) + cotangents
+
+
+class Scaled:
+    """f(x) times a number."""
+
+    def __init__(self, inner: Map, factor: float) -> None:
+        self.inner, self.factor, self.y = inner, factor, inner.y * factor
+        self.saturated = inner.saturated
+
+    def push(self, tangents: Pair) -> Pair:
+        return self.inner.push(tangents) * self.factor
+
+    def pull(self, cotangents: Pair) -> Pair:
+        return self.inner.pull(cotangents) * self.factor

@@ -26,8 +26,12 @@ class Sites(Generic[At]):
     projection   the attention's output projection, a linear map from heads to width
     mlp          the MLP as one module, where it is more than down(act(up(h)))
     down         the MLP's last map, a linear one
-    up, act      its first map, and what stands between them; both or, where there is an `mlp`, none
+    up, act      its first map, and what stands between them; both or, where an `mlp` is not known from inside, none
+    gate         of an `mlp` that is down(act(gate(h))∘up(h)) the map inside act
+    gate_up      likewise, both maps as one, gate's part first
     query, key, value    the attention's input projections, linear maps from width to heads, where they stand apart
+    query_key_value      all three as one, where they do not
+    query_norm, key_norm    norms on queries and keys, before they are turned
     attn_norm, mlp_norm        pre-norms, that attention and MLP read through; None where there are none
     attn_post, mlp_post        norms on what they give, before it is added, likewise
     after_attn, after_mlp      norms on the residual sums after them, likewise
@@ -39,9 +43,14 @@ class Sites(Generic[At]):
     mlp: At | None = field(default=None, metadata=RECORDED)
     up: At | None = field(default=None, metadata=RECORDED)
     act: At | None = None
+    gate: At | None = None
+    gate_up: At | None = None
+    query_key_value: At | None = None
     query: At | None = None
     key: At | None = None
     value: At | None = None
+    query_norm: At | None = None
+    key_norm: At | None = None
     attn_norm: At | None = field(default=None, metadata=RECORDED)
     mlp_norm: At | None = field(default=None, metadata=RECORDED)
     attn_post: At | None = field(default=None, metadata=RECORDED)
@@ -79,6 +88,7 @@ class Family:
     closed       kinds of blocks whose pieces the formulas of this package know, in working and in twice float64's precision;
                  all others are differentiated automatically
     own_attention    whether the attention computes by itself, and takes no function of this package
+    by_head      whether `query_key_value` has each head's query, key and value in a row, and not all queries first
     """
 
     model_types: tuple[str, ...]
@@ -93,6 +103,7 @@ class Family:
     scale: Callable[[Any], float] = lambda config: 1.0
     closed: tuple[str, ...] = ()
     own_attention: bool = False
+    by_head: bool = False
 
 
 FAMILIES: dict[str, Family] = {}

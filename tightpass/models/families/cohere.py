@@ -6,21 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from tightpass.models.families import llama
-from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.families.base import Sites, register
 
 
 def sites(config: Any) -> Sites[str]:
-    return replace(llama.sites(config), mlp_norm="input_layernorm")
+    own = llama.with_head_norms(config) if config.use_qk_norm else llama.sites(config)
+    return replace(own, mlp_norm=own.attn_norm)
 
 
-register(
-    Family(
-        model_types=("cohere",),
-        layers="layers",
-        sites=sites,
-        final_norm="norm",
-        head_size="head_dim",
-        causal=lambda config: True,
-        parallel=lambda config: True,
-    )
-)
+register(replace(llama.LLAMA, model_types=("cohere",), sites=sites, parallel=lambda config: True))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tightpass.models.families import llama
-from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.families.base import Sites, register
 
 
 def sandwich(config: Any) -> Sites[str]:
@@ -18,20 +18,16 @@ def sandwich(config: Any) -> Sites[str]:
     )
 
 
-FIRST = Family(
-    model_types=("gemma",),
-    layers="layers",
-    sites=llama.sites,
-    final_norm="norm",
-    head_size="head_dim",
-    causal=lambda config: True,
+def with_head_norms(config: Any) -> Sites[str]:
+    return replace(sandwich(config), query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
+
+
+register(replace(llama.LLAMA, model_types=("gemma",)))
+SECOND = replace(
+    llama.LLAMA,
+    model_types=("gemma2",),
+    sites=sandwich,
+    causal=lambda config: not getattr(config, "use_bidirectional_attention", False),
 )
-register(FIRST)
-register(
-    replace(
-        FIRST,
-        model_types=("gemma2", "gemma3_text"),
-        sites=sandwich,
-        causal=lambda config: not getattr(config, "use_bidirectional_attention", False),
-    )
-)
+register(SECOND)
+register(replace(SECOND, model_types=("gemma3_text",), sites=with_head_norms))

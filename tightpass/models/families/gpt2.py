@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.options import KINDS
 
 
 def sites(config: Any) -> Sites[str]:
     return Sites(
         context="attn",
+        query_key_value="attn.c_attn",
         projection="attn.c_proj",
         up="mlp.c_fc",
         act="mlp.act",
@@ -27,5 +29,6 @@ register(
         final_norm="ln_f",
         head_size="head_dim",
         causal=lambda config: True,
+        closed=KINDS,
     )
 )

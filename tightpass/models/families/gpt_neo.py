@@ -30,6 +30,7 @@ register(
         final_norm="ln_f",
         head_size="head_dim",
         causal=lambda config: True,
+        closed=("mlp",),
         own_attention=True,
     )
 )

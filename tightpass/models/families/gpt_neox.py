@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.options import KINDS
 
 
 def sites(config: Any) -> Sites[str]:
     return Sites(
         context="attention",
+        query_key_value="attention.query_key_value",
         projection="attention.dense",
         up="mlp.dense_h_to_4h",
         act="mlp.act",
@@ -28,5 +30,7 @@ register(
         head_size="head_size",
         causal=lambda config: True,
         parallel=lambda config: bool(config.use_parallel_residual),
+        closed=KINDS,
+        by_head=True,
     )
 )

@@ -31,6 +31,7 @@ register(
         head_size="head_dim",
         causal=lambda config: True,
         parallel=lambda config: True,
+        closed=("mlp",),
         own_attention=True,
     )
 )

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from tightpass.models.families import llama
-from tightpass.models.families.base import Family, register
+from dataclasses import replace
 
-register(
-    Family(
-        model_types=("granite",),
-        layers="layers",
-        sites=llama.sites,
-        final_norm="norm",
-        head_size="head_dim",
-        causal=lambda config: True,
-        scale=lambda config: float(config.residual_multiplier),
-    )
-)
+from tightpass.models.families.base import register
+from tightpass.models.families.llama import LLAMA
+
+register(replace(LLAMA, model_types=("granite",), scale=lambda config: float(config.residual_multiplier)))

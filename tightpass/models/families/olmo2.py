@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from tightpass.models.families import llama
-from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.families.base import Sites, register
 
 
 def sites(config: Any) -> Sites[str]:
     return replace(
-        llama.sites(config),
+        llama.with_head_norms(config),
         attn_norm=None,
         attn_post="post_attention_layernorm",
         mlp_norm=None,
@@ -19,13 +19,4 @@ def sites(config: Any) -> Sites[str]:
     )
 
 
-register(
-    Family(
-        model_types=("olmo2",),
-        layers="layers",
-        sites=sites,
-        final_norm="norm",
-        head_size="head_dim",
-        causal=lambda config: True,
-    )
-)
+register(replace(llama.LLAMA, model_types=("olmo2",), sites=sites))

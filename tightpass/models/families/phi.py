@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.options import KINDS
 
 
 def sites(config: Any) -> Sites[str]:
@@ -17,6 +18,8 @@ def sites(config: Any) -> Sites[str]:
         up="mlp.fc1",
         act="mlp.activation_fn",
         down="mlp.fc2",
+        query_norm="self_attn.q_layernorm" if config.qk_layernorm else None,
+        key_norm="self_attn.k_layernorm" if config.qk_layernorm else None,
         attn_norm="input_layernorm",
         mlp_norm="input_layernorm",
     )
@@ -25,8 +28,11 @@ def sites(config: Any) -> Sites[str]:
 def fused(config: Any) -> Sites[str]:
     return Sites(
         context="self_attn",
+        query_key_value="self_attn.qkv_proj",
         projection="self_attn.o_proj",
         mlp="mlp",
+        gate_up="mlp.gate_up_proj",
+        act="mlp.activation_fn",
         down="mlp.down_proj",
         attn_norm="input_layernorm",
         mlp_norm="post_attention_layernorm",
@@ -42,6 +48,7 @@ register(
         head_size="head_dim",
         causal=lambda config: True,
         parallel=lambda config: True,
+        closed=KINDS,
     )
 )
 register(
@@ -52,5 +59,6 @@ register(
         final_norm="norm",
         head_size="head_dim",
         causal=lambda config: True,
+        closed=KINDS,
     )
 )

@@ -1,0 +1,45 @@
+"""Blocks of the families' tiny models, and the oracles that they are held against."""
+
+from __future__ import annotations
+
+from family_models import made
+from family_oracles import ROWS, Oracle, tables_of
+
+import tightpass as tp
+from tightpass.models.loading import Model
+
+IDS = [5, 17, 2, 30, 11, 7]
+KINDS = ("mlp", "attn", "head", "layer")
+models: dict[str, Model] = {}
+
+
+def loaded(name: str) -> Model:
+    """Loaded once; never changed."""
+    if name not in models:
+        models[name] = tp.load_model(made(name))
+    return models[name]
+
+
+def block_of(name, kind, layer=1, norm=True):
+    return tp.block(
+        loaded(name), kind, layer, head=2 % heads(name) if kind == "head" else None, token_ids=IDS, norm=norm
+    )
+
+
+def heads(name):
+    return loaded(name).shape.layers[0].heads
+
+
+def oracle_of(name, block, layer=1):
+    parts, call = block.layers[0], block.calls[0]["context"]
+    return Oracle(ROWS[name], loaded(name).config, parts.layer, layer, tables_of(parts.context, call))
+
+
+def function_of(oracle, block):
+    norm = block.options.norm
+    return {
+        "mlp": lambda x: oracle.mlp(x, norm),
+        "attn": lambda x: oracle.attention(x, norm),
+        "head": lambda x: oracle.head(x, block.options.head, norm),
+        "layer": oracle.whole,
+    }[block.kind]
