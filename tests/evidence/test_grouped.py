@@ -39,7 +39,7 @@ def spectrum_of(ids, kind="llama", layer=1, **changes):
 
 def numerical_rank(S):
     """From the dense blocks alone."""
-    return int((S.values > 1e-9 * S.values[0]).sum())
+    return int((S.values > 1e-12 * S.values[0]).sum())
 
 
 FIVE, REPEATED = [5, 17, 2, 30, 11], [5, 17, 5, 17, 5, 30]
@@ -68,7 +68,7 @@ def test_the_bound_holds_and_is_met(ids, kind, layer, changes, bound):
     S = spectrum_of(ids, kind, layer, **changes)
     assert S.evidence.bounds[0].rank == bound
     assert numerical_rank(S) <= bound
-    if ids is not REPEATED:
+    if ids is not REPEATED and "sliding_window" not in changes:
         assert S.rank.interval[1] == numerical_rank(S) == bound
 
 

@@ -31,12 +31,12 @@ def affine(module: nn.Module | None) -> Affine | None:
     if isinstance(module, nn.Linear) and is_plain_linear(module):
         return Affine(module.weight.detach(), None if module.bias is None else module.bias.detach())
     if module is not None and _is_conv1d(module):
-        weight, bias = (parameter.detach() for parameter in (module.weight, module.bias))
-        return Affine(weight.T, bias)
+        parameters: Any = module
+        return Affine(parameters.weight.detach().T, parameters.bias.detach())
     return None
 
 
-def _is_conv1d(module: Any) -> bool:
+def _is_conv1d(module: nn.Module) -> bool:
     kind = type(module)
     return (
         kind.__name__ == "Conv1D"

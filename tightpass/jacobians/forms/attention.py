@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -59,8 +60,9 @@ class Heads:
 
     def double(self) -> Heads:
         """The same in float64."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: part.double() for name, part in arrays.items() if isinstance(part, torch.Tensor)})
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        wide: dict[str, Any] = {name: part.double() for name, part in given.items() if isinstance(part, torch.Tensor)}
+        return replace(self, **wide)
 
 
 @dataclass(frozen=True)

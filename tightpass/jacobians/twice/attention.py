@@ -11,7 +11,7 @@ import torch
 from tightpass.jacobians.twice.functions import exp, of_tanh
 from tightpass.jacobians.twice.maps import MULTIPLIED, Linear, Norm, Numbers
 from tightpass.jacobians.twice.matrix import matmul, sliced, slices_of
-from tightpass.jacobians.twice.pair import Pair, of
+from tightpass.jacobians.twice.pair import Pair, of, reciprocal_root
 from tightpass.models.attention import Attended
 from tightpass.models.formulas import HeadNorm, Rotation
 from tightpass.models.norms import NormKind
@@ -146,10 +146,10 @@ class Attention:
         value_bias: Tensor | None,
         whole: bool,
     ) -> None:
-        self.sides, self.output, self.scale = sides, output, scale
+        self.sides, self.output, self.scale = sides, output, _exact(scale, sides[0].d_head, sides[0].y)
         q, k, v = (side.y for side in sides)
         self.bend: Pair | None = None
-        scores = matmul(q, sliced(k.mT)) * scale
+        scores = matmul(q, sliced(k.mT)) * self.scale
         if given.cap is not None:
             value, self.bend = of_tanh(scores / given.cap)
             scores = value * given.cap
@@ -198,6 +198,13 @@ class Attention:
     def _through_softmax(self, g: Pair) -> Pair:
         """a∘(g − Σ_s a·g), the softmax's Jacobian on scores (.., T, T); it is symmetric. A sink's score never moves."""
         return self.a * (g - (self.a * g).sum(-1, keepdim=True))
+
+
+def _exact(scale: float, d_head: int, like: Pair) -> Pair:
+    """1/√d_head where that is what the scale was rounded from; any other number is what the model has."""
+    if scale == d_head**-0.5:
+        return reciprocal_root(of(like.hi.new_tensor(float(d_head))))
+    return of(like.hi.new_tensor(scale))
 
 
 def _weights(scores: Pair, given: Attended, causal: bool, chosen: slice) -> Pair:
