@@ -80,7 +80,7 @@ def test_a_value_is_different_beyond_both_floors_and_not_before(runs, floors, di
     assert found.different == different
     assert found.beyond == int(different)
     assert found.index == 4
-    assert found.floors == pytest.approx(floors, rel=0.05)
+    assert found.floors == pytest.approx(floors, rel=0.05, abs=0)
     assert ("the same" in str(found)) != different
 
 
