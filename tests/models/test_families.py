@@ -1,29 +1,36 @@
 """What every family in the table promises: it joins these tests by registering, with small models in `small_models.HF_MODELS`
-and its pieces in `places.PLACES`, or with a tiny one in `family_models.CASES` and its row in `family_oracles.ROWS`."""
+and its pieces in `places.PLACES`, or with a tiny one in `family_models.CASES` or `encoder_models.CASES` and its row in
+`family_oracles.ROWS` or `encoder_oracles.ROWS`."""
 
 from __future__ import annotations
 
 import ast
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+import encoder_models
+import encoder_oracles
 import family_models
+import family_oracles
 import pytest
 import torch
-from family_oracles import ROWS
 from oracles.places import PLACES, place_of
 from oracles.small_models import HF_MODELS
 from transformers import AutoConfig, PreTrainedConfig
 
 import tightpass as tp
-from tightpass.models.families.base import FAMILIES
+from tightpass.models.families.base import FAMILIES, Sites
 from tightpass.models.loading import Model
-from tightpass.models.shape import shape_of_config
+from tightpass.models.shape import LayerShape, shape_of_config
 from tightpass.structure import Structure
 
 IDS = [5, 17, 2, 30, 11, 7]
 NAMES = {kind: [name for name, hf in HF_MODELS.items() if hf.config.model_type == kind] for kind in FAMILIES}
-for tiny, (type_, _) in family_models.CASES.items():
-    NAMES[type_].append(tiny)
+TINY = {name: models for models in (family_models, encoder_models) for name in models.CASES}
+ROWS = family_oracles.ROWS
+for tiny, models in TINY.items():
+    NAMES[models.CASES[tiny][0]].append(tiny)
 
 
 @pytest.fixture(
@@ -32,13 +39,20 @@ for tiny, (type_, _) in family_models.CASES.items():
 def named(request) -> tuple[str, Model]:
     kind, name = request.param
     assert name is not None, f"the family {kind} has no model in small_models.HF_MODELS or family_models.CASES"
-    assert kind in PLACES or name in ROWS, f"the family {kind} is not in places.PLACES or family_oracles.ROWS"
-    return name, tp.load_model(HF_MODELS[name] if name in HF_MODELS else family_models.made(name))
+    assert kind in PLACES or name in ROWS or name in encoder_oracles.ROWS, f"the family {kind} has no oracle"
+    return name, tp.load_model(HF_MODELS[name] if name in HF_MODELS else TINY[name].made(name))
 
 
 @pytest.fixture
 def model(named) -> Model:
     return named[1]
+
+
+@pytest.fixture
+def given(named) -> dict[str, Any]:
+    """What its blocks are handed."""
+    name, _ = named
+    return encoder_models.given_of(name) if name in encoder_models.CASES else {"token_ids": IDS}
 
 
 @pytest.fixture(params=HF_MODELS)
@@ -76,10 +90,12 @@ def test_the_shape_is_that_of_the_pieces(placed):
     assert shape.causal == place.causal(config)
 
 
-def test_the_shape_is_the_configurations(model):
+def test_the_shape_is_the_configurations(named):
+    name, model = named
     config, shape = model.config, model.shape
-    sizes = len(shape.layers), shape.width, shape.positions
-    assert sizes == (config.num_hidden_layers, config.hidden_size, config.max_position_embeddings)
+    assert (len(shape.layers), shape.width) == (config.num_hidden_layers, config.hidden_size)
+    if name not in encoder_models.CASES:
+        assert shape.positions == config.max_position_embeddings
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     for layer in shape.layers:
@@ -88,10 +104,10 @@ def test_the_shape_is_the_configurations(model):
     assert shape_of_config(config) == shape
 
 
-def test_heads_and_the_bias_add_up_to_the_attention(model):
+def test_heads_and_the_bias_add_up_to_the_attention(model, given):
     heads = model.shape.layers[1].heads
-    attention, *each = [tp.block(model, "attn", layer=1, token_ids=IDS, norm=False)] + [
-        tp.block(model, "head", layer=1, head=h, token_ids=IDS, norm=False) for h in range(heads)
+    attention, *each = [tp.block(model, "attn", layer=1, norm=False, **given)] + [
+        tp.block(model, "head", layer=1, head=h, norm=False, **given) for h in range(heads)
     ]
     projection = attention.layers[0].projection
     bias = projection(attention.x.new_zeros(1, heads * model.shape.layers[1].d_head))
@@ -99,10 +115,10 @@ def test_heads_and_the_bias_add_up_to_the_attention(model):
     assert (sum(head(attention.x) for head in each) + bias - y).abs().max() <= 1e-14 * y.abs().max()
 
 
-def test_a_layer_is_its_branches(model):
+def test_a_layer_is_its_branches(model, given):
     """x + attention, and then + MLP, or both at x, or each sum through a norm of its own."""
     for index, parts in enumerate(model.parts):
-        whole, attention, mlp = (tp.block(model, kind, layer=index, token_ids=IDS) for kind in ("layer", "attn", "mlp"))
+        whole, attention, mlp = (tp.block(model, kind, layer=index, **given) for kind in ("layer", "attn", "mlp"))
         x = whole.x
         if parts.parallel:
             x = x + attention(x) + mlp(x)
@@ -123,16 +139,18 @@ def reached(block, structure: Structure, window: int) -> tuple[float, float]:
     for t in range(T):
         inside[t, list(structure.row(t, T))] = True
     outside = J[~inside]
-    near = (torch.arange(T)[:, None] - torch.arange(T)) < window
+    near = (torch.arange(T)[:, None] - torch.arange(T)).abs() < window
     return float(outside.max()) if len(outside) else 0.0, float(J[inside & near].min())
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attn", "head", "layer", "model"])
-def test_structures_hold_and_are_no_wider_than_they_need_be(named, kind):
+def test_structures_hold_and_are_no_wider_than_they_need_be(named, given, kind):
     name, model = named
-    window = (ROWS[name].window(model.config, 1) if name in ROWS else None) or len(IDS)
+    window = (3 if name == "modernbert" else ROWS[name].window(model.config, 1) if name in ROWS else None) or len(
+        IDS
+    ) + 1
     options = {"layer": None if kind == "model" else 1, "head": 1 if kind == "head" else None}
-    block = tp.block(model, kind, token_ids=IDS, **options)
+    block = tp.block(model, kind, **given, **options)
     outside, inside = reached(block, block.structure, window)
     assert outside == 0
     assert inside > 0
@@ -142,7 +160,8 @@ def test_structures_hold_and_are_no_wider_than_they_need_be(named, kind):
 
 
 def names_of_families() -> set[str]:
-    """What configurations and modules of the families call things, less what all models have and plain words."""
+    """What configurations and modules of the families call things, less what all models have, plain words, and what the package
+    calls a piece or a size itself."""
     configs = [AutoConfig.for_model(kind) for kind in FAMILIES]
     said = {name for config in configs for name in config.to_dict()} - set(PreTrainedConfig().to_dict())
     paths = {
@@ -153,7 +172,8 @@ def names_of_families() -> set[str]:
     }
     sites = {name for path in paths for name in path.split(".")} | {family.head_size for family in FAMILIES.values()}
     more = {"model_type", "num_key_value_heads", "head_dim", "position_embeddings", "variance_epsilon"}
-    return said | {name for name in sites if not name.isalpha()} | more
+    own = {field.name for kind in (Sites, LayerShape) for field in fields(kind)}
+    return (said | {name for name in sites if name.isidentifier() and not name.isalpha()} | more) - own
 
 
 def read_in(source: str) -> set[str]:

@@ -64,9 +64,9 @@ def test_an_attention_that_drops_the_cap_is_refused(monkeypatch):
 
 def test_keywords_that_are_not_known_are_refused():
     q = torch.randn(1, 2, 3, 4)
-    attention.softmax_attention(torch.nn.Identity(), q, q, q, None, sliding_window=2, position_bias=None)
-    with pytest.raises(tp.VerificationError, match="hands its attention position_bias, which"):
-        attention.softmax_attention(torch.nn.Identity(), q, q, q, None, position_bias=q)
+    attention.softmax_attention(torch.nn.Identity(), q, q, q, None, sliding_window=2, alibi=None)
+    with pytest.raises(tp.VerificationError, match="hands its attention alibi, which"):
+        attention.softmax_attention(torch.nn.Identity(), q, q, q, None, alibi=q)
 
 
 def test_sinks_take_part_in_the_softmax_and_carry_nothing():

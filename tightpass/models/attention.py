@@ -26,7 +26,7 @@ ALLOWED = 1e-5
 """Difference from the family's own attention, relative to it, that its lower precision may leave."""
 HARMLESS = frozenset(
     """
-    dropout sliding_window is_causal position_ids cache_position use_cache output_attentions output_hidden_states return_dict
+    dropout sliding_window is_causal deterministic position_ids cache_position use_cache output_attentions output_hidden_states return_dict
     """.split()  # noqa: SIM905 - to be read
 )
 """Keywords that change no number here: models are in eval mode, and windows and causality are in the mask."""
@@ -76,12 +76,14 @@ def softmax_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(cap(q kᵀ · scaling) + mask) v for (batch, heads, tokens, d_head) tensors.
+    """softmax(cap(q kᵀ · scaling) + bias + mask) v for (batch, heads, tokens, d_head) tensors.
 
     softcap   c of cap(z) = c·tanh(z/c), where scores are held back
     s_aux     (heads,) scores of sinks, which take part in the softmax and carry no value
+    position_bias   (1, heads, tokens, tokens), of T5
 
     Returns (batch, tokens, heads, d_head) and the weights (batch, heads, tokens, tokens). Raises VerificationError for a
     keyword that it does not know.
@@ -92,7 +94,7 @@ def softmax_attention(
             module,
             (query, key, value),
             attention_mask,
-            {"scaling": scaling, "softcap": softcap, "s_aux": s_aux} | others,
+            {"scaling": scaling, "softcap": softcap, "s_aux": s_aux, "position_bias": position_bias} | others,
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if (calls := _overheard.get()) is not None:
@@ -104,6 +106,8 @@ def softmax_attention(
     scores = query @ key.transpose(-1, -2) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
+    if position_bias is not None:
+        scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(-1) if s_aux is None else _beside_sinks(scores, s_aux)

@@ -136,8 +136,10 @@ def work_of(shape: Shape, tokens: int, itemsize: int) -> Work:
     return kept(calls * itemsize).then(passing(3 * heads * tokens**2 * itemsize))
 
 
-def capture(model: Model, ids: torch.Tensor) -> Captured:
-    """Runs the model once on token ids (T,) and keeps every layer's calls, all in the model's own precision.
+def capture(model: Model, given: torch.Tensor) -> Captured:
+    """Runs the model once and keeps every layer's calls, all in the model's own precision.
+
+    given   token ids (T,), or what a model reads that reads no text, such as pixels (channels, height, width)
 
     Raises VerificationError where this package's attention is not the model's.
     """
@@ -152,10 +154,22 @@ def capture(model: Model, ids: torch.Tensor) -> Captured:
     inside = layers if model.final_norm is None else [*layers, model.final_norm]
     with torch.no_grad(), attention.proved(), genuine_inside(dict.fromkeys(inside)), record(modules, calls):
         try:
-            model.base(input_ids=ids[None].to(model.device), use_cache=False)
+            model.base(**_arguments(model, given))
         except (torch.OutOfMemoryError, TightpassError):
             raise
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"the forward pass of {model.name} fails at these {len(ids)} tokens: {reason}") from error
+            at = (
+                f"{len(given)} tokens"
+                if model.shape.reads is None
+                else f"{model.shape.reads.name} {tuple(given.shape)}"
+            )
+            raise InputError(f"the forward pass of {model.name} fails at these {at}: {reason}") from error
     return Captured(model, model.parts, calls, model.final_norm)
+
+
+def _arguments(model: Model, given: torch.Tensor) -> dict[str, Any]:
+    """Of a forward pass of one input."""
+    if model.shape.reads is None:
+        return {"input_ids": given[None].to(model.device), "use_cache": False}
+    return {model.shape.reads.name: given[None].to(model.device, model.dtype)}

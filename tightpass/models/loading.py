@@ -21,6 +21,7 @@ from torch import nn
 from tightpass import doors
 from tightpass.errors import DoesNotFitError, InputError, TightpassError
 from tightpass.models import attention
+from tightpass.models.architecture import built, class_of, tower_of
 from tightpass.models.families.base import Family, family_of
 from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, refuse_adapters
 from tightpass.models.parts import LayerParts, final_norm_of, parts_of
@@ -171,7 +172,9 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_positio
 def check_sizes(config: Any, name: str) -> None:
     """Raises InputError unless a configuration's sizes are positive integers."""
     for field in SIZES:
-        value = getattr(config, field, None)
+        if not hasattr(config, field):  # images and sounds have no vocabulary, relative positions no end
+            continue
+        value = getattr(config, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"the config.json of {name}: {field} must be an integer of at least 1, got {value!r}")
 
@@ -312,7 +315,7 @@ def load_model(
         family=family,
         config=base.config,
         base=_freeze(base, torch_device),
-        tokenizer=_tokenizer(source, offline=weights == "random"),
+        tokenizer=_tokenizer(source, config, offline=weights == "random"),
     )
 
 
@@ -326,12 +329,11 @@ def _source(model: Any) -> Source:
 
 
 def _pretrained(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModel
-
     if source.is_local:
         check_weights(Path(source.location))
+    family = family_of(config)
     with the_door(source), quiet():
-        base, found = AutoModel.from_pretrained(
+        base, found = class_of(family).from_pretrained(
             source.location,
             config=config,
             dtype=dtype,
@@ -341,8 +343,8 @@ def _pretrained(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
             ignore_mismatched_sizes=True,  # they come back in `found`, and are refused by name
             output_loading_info=True,
         )
-    _refuse_invented(source, family_of(config), found)
-    return base  # type: ignore[no-any-return]
+    _refuse_invented(source, family, found)
+    return tower_of(base, family)
 
 
 def _refuse_invented(source: Source, family: Family, found: dict[str, Any]) -> None:
@@ -407,11 +409,9 @@ def quiet() -> Iterator[None]:
 
 
 def _random(source: Source, config: Any, dtype: torch.dtype, seed: int) -> nn.Module:
-    from transformers import AutoModel
-
     with the_door(source), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModel.from_config(config, dtype=dtype, attn_implementation=attention_of(config))  # type: ignore[no-any-return]
+        return built(config, dtype=dtype, attn_implementation=attention_of(config))
 
 
 def check_given(given: nn.Module) -> None:
@@ -436,7 +436,9 @@ def _adopt(given: nn.Module, dtype: torch.dtype, device: torch.device) -> Model:
     """A copy of a model that the caller has loaded."""
     check_given(given)
     path = str(given.config.name_or_path or "")  # type: ignore[union-attr]
-    base: Any = copy.deepcopy(given.base_model)
+    family, whole = family_of(given.config), given.base_model
+    assert isinstance(whole, nn.Module)
+    base: Any = copy.deepcopy(tower_of(whole, family))
     base.to(dtype)
     for module in base.modules():
         if hasattr(getattr(module, "config", None), "_attn_implementation"):
@@ -447,10 +449,10 @@ def _adopt(given: nn.Module, dtype: torch.dtype, device: torch.device) -> Model:
         name=path or type(given).__name__,
         revision=getattr(base.config, "_commit_hash", None),
         weights="given",
-        family=family_of(base.config),
+        family=family,
         config=base.config,
         base=_freeze(base, device),
-        tokenizer=_tokenizer(Source(path, path, is_local=True), offline=True) if path else None,
+        tokenizer=_tokenizer(Source(path, path, is_local=True), base.config, offline=True) if path else None,
     )
 
 
@@ -465,8 +467,10 @@ def _freeze(base: nn.Module, device: torch.device) -> nn.Module:
     return base.to(device).eval().requires_grad_(False)
 
 
-def _tokenizer(source: Source, offline: bool) -> Any | None:
-    """The model's tokenizer, or None if it has none. Raises InputError for one that cannot be read."""
+def _tokenizer(source: Source, config: Any, offline: bool) -> Any | None:
+    """The model's tokenizer, or None if it has none, or reads no text. Raises InputError for one that cannot be read."""
+    if family_of(config).reads(config) is not None:
+        return None
     from transformers import AutoTokenizer
 
     directory = Path(source.location)

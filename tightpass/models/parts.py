@@ -77,7 +77,7 @@ class LayerParts(Sites[nn.Module]):
 
 def parts_of(base: nn.Module, family: Family) -> tuple[LayerParts, ...]:
     """The parts of every layer of a base model. Raises InputError for what is not where the row says."""
-    layers: Any = submodule(base, family.layers)
+    layers = family.applied(submodule(base, family.layers), base.config)
     return tuple(_layer_parts(layer, base.config, family) for layer in layers)
 
 

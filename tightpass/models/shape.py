@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from tightpass.models.architecture import built, tower_of
 from tightpass.models.families.base import Family, family_of
 from tightpass.models.linear import out_features
 from tightpass.models.parts import LayerParts, parts_of
+from tightpass.models.signal import Signal
 
 SAID = {
     "layers": ("num_hidden_layers",),
@@ -51,6 +53,7 @@ class Shape:
     parameters   of the whole base model
     causal       whether a token sees those before it alone
     noted        where the configuration says otherwise, in words
+    reads        what the model reads, where that is no text
     """
 
     layers: tuple[LayerShape, ...]
@@ -59,6 +62,7 @@ class Shape:
     parameters: int
     causal: bool
     noted: tuple[str, ...]
+    reads: Signal | None = None
 
     @property
     def widest(self) -> LayerShape:
@@ -70,6 +74,7 @@ class Shape:
 def shape_of(base: nn.Module) -> Shape:
     """The sizes of a base model. Raises InputError for an unknown family."""
     family = family_of(base.config)
+    base = tower_of(base, family)
     return shape_of_parts(base, family, parts_of(base, family))
 
 
@@ -86,7 +91,8 @@ def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts])
         positions=positions,
         parameters=sum(p.numel() for p in base.parameters()),
         causal=family.causal(config),
-        noted=(*_differences(config, whole), *_differences_of_layers(config, layers)),
+        noted=(*_differences(config, whole, family.unnumbered(config)), *_differences_of_layers(config, layers)),
+        reads=family.reads(config),
     )
 
 
@@ -96,10 +102,11 @@ def _said(config: Any, size: str) -> int | None:
     return next((int(value) for value in values if value is not None), None)
 
 
-def _differences(config: Any, sizes: dict[str, int]) -> Iterator[str]:
+def _differences(config: Any, sizes: dict[str, int], unnumbered: int) -> Iterator[str]:
     """Sizes of the whole model that the configuration says otherwise."""
     for name, here in sizes.items():
-        if (there := _said(config, name)) not in (None, here):
+        counted = here + unnumbered if name == "positions" else here
+        if (there := _said(config, name)) not in (None, counted):
             yield f"{here} {name} (not {there})"
 
 
@@ -119,7 +126,5 @@ def _listed(layers: list[int]) -> str:
 
 def shape_of_config(config: Any) -> Shape:
     """The sizes of the model that a configuration describes, from modules without numbers."""
-    from transformers import AutoModel
-
     with torch.device("meta"):
-        return shape_of(AutoModel.from_config(config))
+        return shape_of(built(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import reprlib
 from dataclasses import dataclass
 from importlib import resources
@@ -18,11 +19,30 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids (T,) and where they come from, in words for the output."""
+    """Token ids (T,) and where they come from, in words for the output.
+
+    signal    what a model reads that reads no text (`signal.Signal`); the ids are those of no word then
+    subject   what the tokens are of
+    """
 
     ids: torch.Tensor
     origin: str
     random: bool = False
+    signal: torch.Tensor | None = None
+    subject: str = "text"
+
+    @property
+    def given(self) -> torch.Tensor:
+        """What the model is run on."""
+        return self.ids if self.signal is None else self.signal
+
+    @property
+    def digest(self) -> str | None:
+        """A hash of the signal, if there is one."""
+        if self.signal is None:
+            return None
+        values = self.signal.detach().cpu().double().contiguous().numpy()
+        return hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest()
 
 
 def bundled_text() -> str:

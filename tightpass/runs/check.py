@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from tightpass import text
 from tightpass.errors import DoesNotFitError, InputError
 from tightpass.evidence.judge import check_k, check_method
 from tightpass.memory import memory_limit
+from tightpass.models.inputs import Given, check_tokens, read_input, refuse_text
 from tightpass.models.loading import WEIGHTS, Source, check_dtype, choose_device, locate, planned_shape
 from tightpass.models.shape import Shape, shape_of
-from tightpass.models.tokens import check_count
+from tightpass.models.tokens import Tokens, check_count
 from tightpass.runs.jobs import blocks_of
 from tightpass.runs.plan import Plan, plan_for
 from tightpass.runs.prompts import texts_of
@@ -31,6 +32,7 @@ class Resolved:
 
     source   where the model's files are; None for a model that was given
     memory   bytes to stay within
+    read     the input of a model that reads no text
     """
 
     config: Config
@@ -39,12 +41,14 @@ class Resolved:
     plan: Plan
     memory: int
     directory: Path
+    read: Tokens | None = None
 
 
-def resolve(config: Config, given: Any = None) -> Resolved:
+def resolve(config: Config, given: Any = None, signal: Given | None = None) -> Resolved:
     """What a question asks for, or its refusal. Reads the model's configuration, never its weights.
 
-    given   a loaded model, whose own modules say what there is
+    given    a loaded model, whose own modules say what there is
+    signal   pixels or features, for a model that reads no text
 
     Raises InputError for what cannot be answered as asked; whether it fits is `check_fits`'s to say.
     """
@@ -57,10 +61,25 @@ def resolve(config: Config, given: Any = None) -> Resolved:
         resolved["model"] = source.name
     config = config.model_copy(update=resolved)
     shape = shape_of(given.base_model) if source is None else planned_shape(source)
-    check_count(config.tokens, shape.positions, config.model)
+    location = source.location if source is not None else str(given.config.name_or_path or "") or None
+    read = read_signal(config, shape, signal or Given(), location)
+    if read is None:
+        check_count(config.tokens, shape.positions, config.model)
+    else:
+        config = config.model_copy(update={"tokens": len(read.ids)})
     listed = blocks_of(config, shape)
     limit = memory_limit(config.memory)
-    return Resolved(config, source, shape, plan_for(config, shape, listed, limit), limit, config.directory())
+    return Resolved(config, source, shape, plan_for(config, shape, listed, limit), limit, config.directory(), read)
+
+
+def read_signal(config: Config, shape: Shape, signal: Given, location: str | None) -> Tokens | None:
+    """The input of a model that reads no text; None for one that reads text. Raises InputError for what it does not read."""
+    read = read_input(shape, replace(signal, image=config.image), config.model, config.seed, location)
+    if read is not None:
+        assert shape.reads is not None
+        refuse_text(shape.reads, config.model, text=config.text, prompts=config.prompts)
+        check_tokens(config.tokens if "tokens" in config.model_fields_set else None, read, config.model)
+    return read
 
 
 def resolve_for_plan(config: Config) -> Resolved:

@@ -104,6 +104,8 @@ def _unlike(first: Run, second: Run) -> list[str]:
         found.append(f"weights of {a['model']} ({a['weights']}) and {b['model']} ({b['weights']})")
     if first.token_ids != second.token_ids:
         found.append(f"{len(first.token_ids)} and {len(second.token_ids)} tokens, not the same ones")
+    elif a.get("signal_sha256") != b.get("signal_sha256"):
+        found.append(f"{a['tokens']} and {b['tokens']}, which are not the same")
     for key in ("block", "norm", "residual", "dtype"):
         mine, theirs = getattr(first.config, key), getattr(second.config, key)
         if mine != theirs:

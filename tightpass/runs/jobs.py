@@ -62,8 +62,10 @@ def _places(config: Config, shape: Shape) -> list[tuple[int | None, int | None]]
     return [(layer, head) for layer in layers for head in range(shape.layers[layer].heads)]
 
 
-def identity_of(config: Config, block: Options, weights: str, token_ids: Sequence[int]) -> str:
-    """A hash of all that defines a job's numbers."""
+def identity_of(
+    config: Config, block: Options, weights: str, token_ids: Sequence[int], signal: str | None = None
+) -> str:
+    """A hash of all that defines a job's numbers; `signal` is that of what a model reads that reads no text."""
     defining = {
         "weights": weights,
         "token_ids": list(token_ids),
@@ -72,6 +74,8 @@ def identity_of(config: Config, block: Options, weights: str, token_ids: Sequenc
         "vectors": config.vectors,
         "algorithm": ALGORITHM,
     }
+    if signal is not None:
+        defining["signal"] = signal
     if not config.forms_jacobian:
         defining |= {"method": config.method, "k": config.k or DEFAULT_K}
     return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "numpy", "scipy", "h5py")
 
 def provenance_of(model: Model, tokens: Tokens, job: Job) -> dict[str, Any]:
     """What all jobs of a run have in common, and the names of all in order."""
-    return {
+    common = {
         "jobs": list(job.listed),
         "model": model.name,
         "revision": model.revision,
@@ -29,6 +29,7 @@ def provenance_of(model: Model, tokens: Tokens, job: Job) -> dict[str, Any]:
         "weights_sha256": job.weights,
         "tokens": tokens.origin,
     }
+    return common if tokens.signal is None else common | {"signal_sha256": tokens.digest}
 
 
 def made_here(device: str) -> dict[str, Any]:

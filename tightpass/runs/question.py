@@ -48,11 +48,12 @@ class Config(BaseModel):
 
     model: str = Field("demo", description="demo, an alias such as opt-125m, a local directory, or a Hub id")
     block: str = Field("mlp", description="mlp, attn, head, layer or model")
-    tokens: int = Field(64, description="positions, special tokens included")
+    tokens: int = Field(64, description="positions, special tokens included; of an image, its patches")
     layers: str = Field("all", description="all, or a list such as 0-3,7")
     head: int | None = Field(None, description="one head (block head only); all heads if left out")
     text: str | None = Field(None, description="the text; a bundled one if left out")
     text_file: str | None = Field(None, description="a file with the text, - for standard input")
+    image: str | None = Field(None, description="a file with an image, for a model that reads images")
     prompts: str | list[str] | None = Field(
         None, description="a file of prompts, one a line: a run for each, and how the measures spread over them"
     )
@@ -88,7 +89,7 @@ class Config(BaseModel):
             return ",".join(str(item) for item in value)
         return str(value) if isinstance(value, int | Path) and not isinstance(value, bool) else value
 
-    @field_validator("model", "text_file", "prompts", mode="before")
+    @field_validator("model", "text_file", "image", "prompts", mode="before")
     @classmethod
     def _of_a_path(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value

@@ -15,9 +15,10 @@ from tightpass import doors
 from tightpass.errors import InputError
 from tightpass.jacobians.checked import build_checked
 from tightpass.models.capture import capture
+from tightpass.models.inputs import Given
 from tightpass.models.loading import Model, check_given, load_model
 from tightpass.models.options import Options
-from tightpass.models.tokens import tokenize
+from tightpass.models.tokens import Tokens, tokenize
 from tightpass.report.say import say
 from tightpass.runs.check import Resolved, check_fits, resolve
 from tightpass.runs.directory import (
@@ -45,28 +46,42 @@ Progress = Callable[[str, int, int], None]
 """Called with a job's name, how many are done, and how many there are."""
 
 
-def run(model: Any = "demo", progress: Progress | None = None, **options: Any) -> Run | Prompts:
+def run(
+    model: Any = "demo",
+    progress: Progress | None = None,
+    *,
+    pixel_values: Any = None,
+    input_features: Any = None,
+    **options: Any,
+) -> Run | Prompts:
     """Computes every block of a question, or what is left of it, and returns the run; of `prompts`, all runs.
 
     model      as for the command; a loaded Hugging Face model is taken as well
     options    the fields of `Config`
     progress   called as jobs start and end
+    pixel_values, input_features    of a model that reads images or sounds, as for `block`
 
     The same question again continues what is unfinished. Raises InputError for a wrong request,
     DoesNotFitError if it does not fit, VerificationError if a result fails its checks.
     """
     if progress is not None and not callable(progress):
         raise InputError(f"progress must be a function of (name, done, total), got {doors.shown(progress)}")
+    signal = Given(pixel_values, input_features)
     if isinstance(model, torch.nn.Module):
         check_given(model)
         given = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
-        return answer(Config.of(model=given, **options), progress, model)
-    return answer(Config.of(model=model, **options), progress)
+        return answer(Config.of(model=given, **options), progress, model, signal)
+    return answer(Config.of(model=model, **options), progress, None, signal)
 
 
-def answer(config: Config, progress: Progress | None = None, given: torch.nn.Module | None = None) -> Run | Prompts:
+def answer(
+    config: Config,
+    progress: Progress | None = None,
+    given: torch.nn.Module | None = None,
+    signal: Given | None = None,
+) -> Run | Prompts:
     """`run` for a config; `given` replaces the loading of a model."""
-    asked = resolve(config, given)
+    asked = resolve(config, given, signal)
     refuse_other_question(asked.directory, asked.config)
     check_fits(asked)
     with threads(config.threads):
@@ -86,7 +101,7 @@ def _answer(model: Model, asked: Resolved, progress: Progress | None) -> None:
     if model.shape.noted:
         say(f"{model.name} is not what its configuration says, and is taken as it is: {'; '.join(model.shape.noted)}")
     if config.prompts is None:
-        _compute(model, config, directory, asked.memory, progress)
+        _compute(model, config, directory, asked.memory, progress, asked.read)
         return
     texts = list(config.prompts)
     _check_prompts(model, texts, config)
@@ -118,14 +133,21 @@ def _counted(progress: Progress | None, number: int, count: int) -> Progress | N
     return show
 
 
-def _compute(model: Model, config: Config, directory: Path, memory: int, progress: Progress | None) -> None:
-    """All jobs of one text, and the figures."""
+def _compute(
+    model: Model,
+    config: Config,
+    directory: Path,
+    memory: int,
+    progress: Progress | None,
+    read: Tokens | None = None,
+) -> None:
+    """All jobs of one text, or of what was read instead, and the figures."""
     refuse_other_question(directory, config)
     listed = blocks_of(config, model.shape)
-    tokens = tokenize(model, config.tokens, config.text, config.special, config.seed)
+    tokens = read or tokenize(model, config.tokens, config.text, config.special, config.seed)
     if tokens.random:
-        say(f"{model.name} gets {tokens.origin}; the numbers are those of no text")
-    place = Workplace(directory, capture(model, tokens.ids), tokens)
+        say(f"{model.name} gets {tokens.origin}; the numbers are those of no {tokens.subject}")
+    place = Workplace(directory, capture(model, tokens.given), tokens)
     build_checked(place.captured, listed[0])  # the load-time checks, before anything is written
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory):
@@ -138,8 +160,8 @@ def _compute(model: Model, config: Config, directory: Path, memory: int, progres
 
 def _jobs(place: Workplace, config: Config, listed: list[Options], memory: int) -> list[Job]:
     weights, ids = place.captured.model.weights_hash(), tuple(place.tokens.ids.tolist())
-    names = tuple(block.name for block in listed)
-    return [Job(config, b, names, identity_of(config, b, weights, ids), weights, ids, memory) for b in listed]
+    names, signal = tuple(block.name for block in listed), place.tokens.digest
+    return [Job(config, b, names, identity_of(config, b, weights, ids, signal), weights, ids, memory) for b in listed]
 
 
 def _do_all(jobs: list[Job], place: Workplace, progress: Progress | None) -> None:

@@ -71,7 +71,8 @@ def load(path: Path) -> tuple[list[Record], Common]:
         if schema == SCHEMA and (missing := VARIABLES - set(file)):
             raise ValueError(f"without {', '.join(sorted(missing))}")
         said = _provenance(file.attrs.get("provenance"))
-        common = Common({k: v for k, v in said.items() if k in PROVENANCE}, [int(t) for t in file["token_id"][()]])
+        shared = said if schema == SCHEMA else {k: v for k, v in said.items() if k in PROVENANCE}
+        common = Common(shared, [int(t) for t in file["token_id"][()]])
         if schema == before.SCHEMA:
             records = before.records(file, {k: v for k, v in said.items() if k not in PROVENANCE})
         else:

@@ -1,8 +1,12 @@
 """All families: importing them here makes them known."""
 
 from tightpass.models.families import (
+    albert,
     bert,
+    clip,
     cohere,
+    deberta_v2,
+    distilbert,
     gemma,
     gpt2,
     gpt_neo,
@@ -10,16 +14,24 @@ from tightpass.models.families import (
     gptj,
     granite,
     llama,
+    modernbert,
     olmo2,
     opt,
     phi,
     stablelm,
     starcoder2,
+    t5,
+    vit,
+    whisper,
 )
 
 __all__ = [
+    "albert",
     "bert",
+    "clip",
     "cohere",
+    "deberta_v2",
+    "distilbert",
     "gemma",
     "gpt2",
     "gpt_neo",
@@ -27,9 +39,13 @@ __all__ = [
     "gptj",
     "granite",
     "llama",
+    "modernbert",
     "olmo2",
     "opt",
     "phi",
     "stablelm",
     "starcoder2",
+    "t5",
+    "vit",
+    "whisper",
 ]

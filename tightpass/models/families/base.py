@@ -6,11 +6,12 @@ Every row is checked against an ordinary forward pass when a block is built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 from tightpass.errors import InputError
+from tightpass.models.signal import Signal
 
 At = TypeVar("At")
 RECORDED = {"recorded": True}
@@ -71,6 +72,12 @@ def said_positions(base: Any) -> int:
     return int(base.config.max_position_embeddings)
 
 
+def in_order(layers: Any, config: Any) -> Iterable[Any]:
+    """Every layer of a list once."""
+    found: Iterable[Any] = layers
+    return found
+
+
 @dataclass(frozen=True)
 class Family:
     """Where the pieces of a family's models are. What may depend on the configuration is a function of it.
@@ -89,6 +96,11 @@ class Family:
                  all others are differentiated automatically
     own_attention    whether the attention computes by itself, and takes no function of this package
     by_head      whether `query_key_value` has each head's query, key and value in a row, and not all queries first
+    model_class      name of the class in transformers, where `AutoModel` finds another one or none
+    tower        attribute of what is loaded that is the base model here, where it is but a part, such as an encoder
+    applied      from the list of layers to all layers as they are applied, where one is applied several times
+    unnumbered   positions that the configuration counts and no token gets
+    reads        what its models read, where that is no text
     """
 
     model_types: tuple[str, ...]
@@ -104,10 +116,17 @@ class Family:
     closed: tuple[str, ...] = ()
     own_attention: bool = False
     by_head: bool = False
+    model_class: str | None = None
+    tower: str = ""
+    applied: Callable[[Any, Any], Iterable[Any]] = in_order
+    unnumbered: Callable[[Any], int] = lambda config: 0
+    reads: Callable[[Any], Signal | None] = lambda config: None
 
 
 FAMILIES: dict[str, Family] = {}
 """All families, by model type."""
+REFUSED: dict[str, str] = {}
+"""What is said of model types that are known and not served: why, and the way round."""
 
 
 def register(family: Family) -> Family:
@@ -120,6 +139,8 @@ def family_of(config: Any) -> Family:
     """The row for a Hugging Face configuration. Raises InputError for an unknown family."""
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
+    if config.model_type in REFUSED:
+        raise InputError(f"a model of type {config.model_type!r} {REFUSED[config.model_type]}")
     raise InputError(
         f"models of type {config.model_type!r} are not supported yet; supported: {', '.join(sorted(FAMILIES))}"
     )

@@ -1,7 +1,8 @@
-"""BERT-like encoders, and decoders of the same make."""
+"""BERT-like encoders, and decoders of the same make: BERT, Electra, and RoBERTa, whose positions begin behind that of padding."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tightpass.models.families.base import Family, Sites, register
@@ -23,16 +24,31 @@ def sites(config: Any) -> Sites[str]:
     )
 
 
+def positions(base: Any) -> int:
+    return int(base.embeddings.position_embeddings.num_embeddings)
+
+
+def up_to_padding(config: Any) -> int:
+    return int(config.pad_token_id) + 1
+
+
+BERT = Family(
+    model_types=("bert", "electra"),
+    layers="encoder.layer",
+    sites=sites,
+    final_norm=None,
+    head_size="attention_head_size",
+    causal=lambda config: bool(config.is_decoder),
+    positions=positions,
+    unused=("pooler.",),
+    closed=KINDS,
+)
+register(BERT)
 register(
-    Family(
-        model_types=("bert",),
-        layers="encoder.layer",
-        sites=sites,
-        final_norm=None,
-        head_size="attention_head_size",
-        causal=lambda config: bool(config.is_decoder),
-        positions=lambda base: int(base.embeddings.position_embeddings.num_embeddings),
-        unused=("pooler.",),
-        closed=KINDS,
+    replace(
+        BERT,
+        model_types=("roberta",),
+        positions=lambda base: positions(base) - up_to_padding(base.config),
+        unnumbered=up_to_padding,
     )
 )
