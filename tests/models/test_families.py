@@ -9,6 +9,7 @@ from pathlib import Path
 import family_models
 import pytest
 import torch
+from decoder_models import HEADS
 from family_oracles import ROWS
 from oracles.places import PLACES, place_of
 from oracles.small_models import HF_MODELS
@@ -17,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 import tightpass as tp
 from tightpass.models.families.base import FAMILIES
 from tightpass.models.loading import Model
+from tightpass.models.options import layers_with
 from tightpass.models.shape import shape_of_config
 from tightpass.structure import Structure
 
@@ -76,14 +78,17 @@ def test_the_shape_is_that_of_the_pieces(placed):
     assert shape.causal == place.causal(config)
 
 
-def test_the_shape_is_the_configurations(model):
+def test_the_shape_is_the_configurations(named):
+    model = named[1]
     config, shape = model.config, model.shape
     sizes = len(shape.layers), shape.width, shape.positions
-    assert sizes == (config.num_hidden_layers, config.hidden_size, config.max_position_embeddings)
+    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+    assert sizes == (config.num_hidden_layers, config.hidden_size, positions)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     for layer in shape.layers:
-        assert (layer.heads, layer.kv_heads, layer.d_head) == (config.num_attention_heads, shared, width)
+        expected = HEADS.get(named[0], (config.num_attention_heads, shared, width)) if layer.heads else (0, 0, 0)
+        assert (layer.heads, layer.kv_heads, layer.d_head) == expected
     assert shape.noted == ()
     assert shape_of_config(config) == shape
 
@@ -101,7 +106,8 @@ def test_heads_and_the_bias_add_up_to_the_attention(model):
 
 def test_a_layer_is_its_branches(model):
     """x + attention, and then + MLP, or both at x, or each sum through a norm of its own."""
-    for index, parts in enumerate(model.parts):
+    for index in layers_with(model.shape, "attn"):
+        parts = model.parts[index]
         whole, attention, mlp = (tp.block(model, kind, layer=index, token_ids=IDS) for kind in ("layer", "attn", "mlp"))
         x = whole.x
         if parts.parallel:
@@ -144,7 +150,7 @@ def test_structures_hold_and_are_no_wider_than_they_need_be(named, kind):
 def names_of_families() -> set[str]:
     """What configurations and modules of the families call things, less what all models have and plain words."""
     configs = [AutoConfig.for_model(kind) for kind in FAMILIES]
-    said = {name for config in configs for name in config.to_dict()} - set(PreTrainedConfig().to_dict())
+    said = {name for config in configs for name in config.to_dict()} - set(PreTrainedConfig().to_dict()) - {"bias"}
     paths = {
         path
         for config in configs

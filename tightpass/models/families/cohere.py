@@ -1,4 +1,4 @@
-"""Cohere's Command: attention and MLP side by side behind one norm."""
+"""Cohere's Command, both generations: attention and MLP side by side behind one norm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def sites(config: Any) -> Sites[str]:
 
 register(
     Family(
-        model_types=("cohere",),
+        model_types=("cohere", "cohere2"),
         layers="layers",
         sites=sites,
         final_norm="norm",

@@ -1,4 +1,4 @@
-"""OLMo 2: no norms in front, but behind the branches."""
+"""OLMo 2 and 3: no norms in front, but behind the branches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sites(config: Any) -> Sites[str]:
 
 register(
     Family(
-        model_types=("olmo2",),
+        model_types=("olmo2", "olmo3"),
         layers="layers",
         sites=sites,
         final_norm="norm",
