@@ -66,20 +66,15 @@ class Clamp:
         return ((self.values - self.low).abs() <= error) | ((self.values - self.high).abs() <= error)
 
 
-def _choice(values: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Choice:
+def _choice(out: Any, values: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Choice:
     if dim not in (-1, values.ndim - 1) or not largest:
         raise VerificationError("a router that takes the smallest, or not of the last axis, is not known")
-    noted = _noted(values)
-    return Choice(noted, k, noted.topk(k, sorted=sorted).indices)
+    return Choice(values, k, out[1])
 
 
-def _clamp(values: torch.Tensor, min: Any = None, max: Any = None) -> Clamp:  # as torch names them
+def _clamp(out: Any, values: torch.Tensor, min: Any = None, max: Any = None) -> Clamp:  # as torch names them
     low, high = float("-inf") if min is None else min, float("inf") if max is None else max
-    return Clamp(_noted(values), float(low), float(high))
-
-
-def _noted(values: torch.Tensor) -> torch.Tensor:
-    return values.detach().clone()
+    return Clamp(values, float(low), float(high))
 
 
 MAKERS: dict[Any, Callable[..., Any]] = {
@@ -101,9 +96,12 @@ class Deciding(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _decides(func, args):
-            self.made.append(MAKERS[func](*args, **kwargs))
-        return func(*args, **kwargs)
+        if not _decides(func, args):
+            return func(*args, **kwargs)
+        values = args[0].detach().clone()  # it may be cut off in place
+        out = func(*args, **kwargs)
+        self.made.append(MAKERS[func](out, values, *args[1:], **kwargs))
+        return out
 
 
 class Holding(TorchFunctionMode):
