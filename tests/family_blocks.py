@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from decoder_oracles import oracle_for
 from family_models import made
-from family_oracles import ROWS, Oracle, tables_of
+from family_oracles import ROWS, tables_of
 
 import tightpass as tp
 from tightpass.models.loading import Model
@@ -27,12 +28,13 @@ def block_of(name, kind, layer=1, norm=True):
 
 
 def heads(name):
-    return loaded(name).shape.layers[0].heads
+    return loaded(name).shape.layers[1].heads
 
 
 def oracle_of(name, block, layer=1):
-    parts, call = block.layers[0], block.calls[0]["context"]
-    return Oracle(ROWS[name], loaded(name).config, parts.layer, layer, tables_of(parts.context, call))
+    parts, row = block.layers[0], ROWS[name]
+    call = block.calls[0][parts.mixing]
+    return oracle_for(row)(row, loaded(name).config, parts.layer, layer, tables_of(parts.context, call))
 
 
 def function_of(oracle, block):

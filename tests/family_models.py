@@ -137,4 +137,7 @@ def made(name: str) -> Any:
             for key, parameter in model.named_parameters():
                 around_one = parameter.ndim < 3 and ("norm" in key or ".ln_" in key) and key.endswith("weight")
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if around_one else 0.0))
+            for key, buffer in model.named_buffers():
+                if key.endswith("correction_bias"):
+                    buffer.copy_(torch.randn_like(buffer) * 0.3)
     return model

@@ -273,10 +273,13 @@ class Oracle:
         weight = module.weight if module.weight.ndim == 1 else module.weight[:, None]
         return self.row.norm(x, weight, getattr(module, "bias", None), eps)
 
+    def _flat(self, h: Tensor) -> list[Tensor]:
+        return [apply(map_, h) for map_ in self.row.qkv(self.layer, self.row, self.config)]
+
     def _query_key_value(self, h: Tensor) -> list[Tensor]:
         """(heads, T, d_head), keys and values repeated for the queries that share them."""
         row, config = self.row, self.config
-        flat = [apply(map_, h) for map_ in row.qkv(self.layer, row, config)]
+        flat = self._flat(h)
         if row.query_key is not None and row.wide:
             flat[:2] = [self._norm(x, f"{row.attention}.{name}") for x, name in zip(flat, row.query_key, strict=False)]
         width = flat[0].shape[-1] // config.num_attention_heads

@@ -15,6 +15,7 @@ import family_models
 import family_oracles
 import pytest
 import torch
+from decoder_models import HEADS
 from oracles.places import PLACES, place_of
 from oracles.small_models import HF_MODELS
 from transformers import AutoConfig, PreTrainedConfig
@@ -22,6 +23,7 @@ from transformers import AutoConfig, PreTrainedConfig
 import tightpass as tp
 from tightpass.models.families.base import FAMILIES, Sites
 from tightpass.models.loading import Model
+from tightpass.models.options import layers_with
 from tightpass.models.shape import LayerShape, shape_of_config
 from tightpass.structure import Structure
 
@@ -95,11 +97,12 @@ def test_the_shape_is_the_configurations(named):
     config, shape = model.config, model.shape
     assert (len(shape.layers), shape.width) == (config.num_hidden_layers, config.hidden_size)
     if name not in encoder_models.CASES:
-        assert shape.positions == config.max_position_embeddings
+        assert shape.positions == getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     for layer in shape.layers:
-        assert (layer.heads, layer.kv_heads, layer.d_head) == (config.num_attention_heads, shared, width)
+        expected = HEADS.get(named[0], (config.num_attention_heads, shared, width)) if layer.heads else (0, 0, 0)
+        assert (layer.heads, layer.kv_heads, layer.d_head) == expected
     assert shape.noted == ()
     assert shape_of_config(config) == shape
 
@@ -117,7 +120,8 @@ def test_heads_and_the_bias_add_up_to_the_attention(model, given):
 
 def test_a_layer_is_its_branches(model, given):
     """x + attention, and then + MLP, or both at x, or each sum through a norm of its own."""
-    for index, parts in enumerate(model.parts):
+    for index in layers_with(model.shape, "attn"):
+        parts = model.parts[index]
         whole, attention, mlp = (tp.block(model, kind, layer=index, **given) for kind in ("layer", "attn", "mlp"))
         x = whole.x
         if parts.parallel:
@@ -163,7 +167,7 @@ def names_of_families() -> set[str]:
     """What configurations and modules of the families call things, less what all models have, plain words, and what the package
     calls a piece or a size itself."""
     configs = [AutoConfig.for_model(kind) for kind in FAMILIES]
-    said = {name for config in configs for name in config.to_dict()} - set(PreTrainedConfig().to_dict())
+    said = {name for config in configs for name in config.to_dict()} - set(PreTrainedConfig().to_dict()) - {"bias"}
     paths = {
         path
         for config in configs

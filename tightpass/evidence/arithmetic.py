@@ -252,7 +252,7 @@ def _estimate(J: Jacobian, apart: float, how: str) -> Part:
     method = (
         f"estimated: {DRAWS} computations of J with every operation perturbed by its rounding, times {SAFETY:g}{how}"
     )
-    return Part(NAME, SAFETY * moved(J.differentiated) + apart, method, CALIBRATED)
+    return Part(NAME, SAFETY * moved(J.held()) + apart, method, CALIBRATED)
 
 
 def frobenius(J: Jacobian, exact: Twice) -> float:

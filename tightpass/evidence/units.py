@@ -1,4 +1,4 @@
-"""The ReLU units that a Jacobian hangs on: which are active, and which are too close to zero to tell."""
+"""What a Jacobian hangs on: which ReLU units are active and which are too close to zero to tell, and decisions as near."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tightpass.evidence.decided import undecided as decisions_undecided
 from tightpass.models.blocks import Block, depth_of, work_of_copy
 from tightpass.models.capture import Call
 from tightpass.models.linear import linear_map
@@ -23,19 +24,39 @@ class Units:
     """ReLU units of the MLPs inside a block, those apart that are connected to nothing on one side: J has no part of them.
 
     active       active units of each token, of the only MLP inside (None for more or none)
-    undecided    units of each token whose sign is within their own rounding error (None where there are none such units)
+    undecided    units of each token whose sign is within their own rounding error, and by how many its rank changes where other
+                 decisions of it fall otherwise (None where there are none such, or it is not known of which token they are)
+    unplaced     all of those, in the latter case
     """
 
     active: tuple[int, ...] | None
     undecided: tuple[int, ...] | None
+    unplaced: int = 0
 
     @property
     def kinks(self) -> int:
-        """Undecided units of all tokens."""
-        return sum(self.undecided or ())
+        """Undecided ones of all tokens."""
+        return sum(self.undecided or ()) + self.unplaced
 
 
 def units(block: Block) -> Units:
+    """Counts active units and kinks, and adds what near-ties of decisions may change."""
+    found = _relu_units(block)
+    if not block.decisions:
+        return found
+    placed, unplaced = decisions_undecided(block, OTHER[block.x.dtype], _scale(block))
+    if unplaced:
+        return Units(None, None, found.kinks + sum(placed) + unplaced)
+    mine = found.undecided or (0,) * block.tokens
+    return Units(found.active, tuple(a + b for a, b in zip(mine, placed, strict=True)))
+
+
+def _scale(block: Block) -> float:
+    """Of an error, from how far the other precision is off."""
+    return SAFETY if block.x.dtype == torch.float32 else SAFETY * 2.0**-29
+
+
+def _relu_units(block: Block) -> Units:
     """Counts active units and kinks, by the same block in the other precision.
 
     A pre-activation z = w·h + b carries an error of at most r·(|w|·|h| + |b|). r is the
@@ -45,14 +66,13 @@ def units(block: Block) -> Units:
     if not block.has_relu_units:
         return Units(None, None)
     here, there = block.unit_calls(), block.in_precision(OTHER[block.x.dtype]).unit_calls()
-    scale = SAFETY if block.x.dtype == torch.float32 else SAFETY * 2.0**-29
     undecided = torch.zeros(block.tokens, dtype=torch.long)
     for parts, mine, theirs in zip(block.layers, here, there, strict=True):
         reach = magnitude(parts.plain_mlp[0], mine)
         error = (mine.y.double() - theirs.y.double()).abs().reshape(reach.shape)
         ratio = float((error / reach.clamp_min(torch.finfo(torch.float64).tiny)).max())
         ratio = max(ratio, torch.finfo(torch.float32).eps)
-        within = mine.y.double().abs().reshape(reach.shape) <= scale * ratio * reach
+        within = mine.y.double().abs().reshape(reach.shape) <= _scale(block) * ratio * reach
         undecided += (within & connected(parts)).sum(-1).cpu()
     active = None
     if len(here) == 1:

@@ -206,6 +206,11 @@ class Jacobian(Operator):
         """Automatic differentiation of the same function, whatever products use."""
         return self._whole
 
+    def held(self) -> Linearisation:
+        """Likewise; no forward pass is kept, and ReLU units and decisions are held, since one within rounding may flip."""
+        fn = self._whole.fn if self.block is None else self.block.in_precision(self.dtype).function()
+        return Linearisation(fn, self.x, self._whole.columns)
+
     def diagnosis(self) -> str:
         """Why blocks of a function's Jacobian, in reverse mode, and products, in forward mode, disagree; in words."""
         return diagnosis(self._whole) or WHO_KNOWS
@@ -287,17 +292,12 @@ class Jacobian(Operator):
         """‖change‖_F that a rounding in every operation makes to J·X, for X (N_in, k): as automatic differentiation computes
         it, forward pass included. Closed forms cancel less."""
         tangents = _by_token(X, self.tokens_in)
-        return rounding(lambda: self._anew().push(tangents), self.dtype)
+        return rounding(lambda: self.held().push(tangents), self.dtype)
 
     def rmatmat_rounding(self, Y: torch.Tensor) -> float:
         """The same of Jᵀ·Y, for Y (N_out, k)."""
         cotangents = _by_token(Y, self.tokens_out)
-        return rounding(lambda: self._anew().pull(cotangents), self.dtype)
-
-    def _anew(self) -> Linearisation:
-        """No forward pass is kept; ReLU units are held, since one within rounding of zero may flip."""
-        fn = self._whole.fn if self.block is None else self.block.in_precision(self.dtype).function()
-        return Linearisation(fn, self.x, self._whole.columns)
+        return rounding(lambda: self.held().pull(cotangents), self.dtype)
 
     @torch.no_grad()
     def known_energy(self) -> float | None:

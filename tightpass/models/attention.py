@@ -38,8 +38,8 @@ _proving: ContextVar[bool] = ContextVar("proving", default=False)
 class Attended:
     """What one call of an attention was given, of one text.
 
-    query, key    (heads, T, d_head), of keys as many heads as there are
-    mask          (1 or heads, T, T), added to the scores; None for none
+    query, key, value    (heads, T, d_head), of keys and values as many heads as there are
+    mask          (1 or heads, T, T), added to the scores, biases in it; None for none
     scale         of the scores
     cap           c of cap(z) = c·tanh(z/c); None for none
     sinks         (heads,) scores of sinks; None for none
@@ -47,6 +47,7 @@ class Attended:
 
     query: torch.Tensor
     key: torch.Tensor
+    value: torch.Tensor
     mask: torch.Tensor | None
     scale: float
     cap: float | None = None
@@ -98,8 +99,9 @@ def softmax_attention(
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if (calls := _overheard.get()) is not None:
-        mask = None if attention_mask is None else attention_mask[0]
-        calls.append(Attended(query[0], key[0], mask, float(scaling), softcap, s_aux))
+        added = [part[0] for part in (position_bias, attention_mask) if part is not None]
+        mask = sum(added[1:], added[0]) if added else None
+        calls.append(Attended(query[0], key[0], value[0], mask, float(scaling), softcap, s_aux))
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from tightpass.models.branches import (
     read_through,
 )
 from tightpass.models.capture import Call, Captured, record
+from tightpass.models.decisions import Decision, decided, holding
 from tightpass.models.differences import direction, loses_precision, slope_error
 from tightpass.models.genuine import genuine
 from tightpass.models.linear import in_features
@@ -46,6 +47,8 @@ class Block:
                 checked by `jacobians.probe`
     width       widest intermediate per token, in elements; sizes the chunks of autodiff
     pattern     active units (tokens, d_ff) of each MLP inside, where they are held fixed
+    decisions   experts taken and numbers cut off inside, at x, of a family that is differentiated automatically
+    held        whether they stay as they are for any x
     """
 
     options: Options
@@ -57,6 +60,8 @@ class Block:
     calls: tuple[dict[str, Call], ...] = field(repr=False)
     final_norm: nn.Module | None = field(repr=False)
     pattern: tuple[torch.Tensor, ...] | None = field(default=None, repr=False)
+    decisions: tuple[Decision, ...] = field(default=(), repr=False)
+    held: bool = field(default=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -86,6 +91,16 @@ class Block:
 
     def function(self, tokens: slice | None = None) -> Function:
         """The map, or, where it acts on each token alone, its restriction to some tokens."""
+        if not (self.held and self.decisions):
+            return self._deciding(tokens)
+        whole = holding(self._deciding(), self.decisions)
+        if tokens is None:
+            return whole
+        before, after = self.x[: tokens.start], self.x[tokens.stop :]
+        return lambda x: whole(torch.cat([before, x, after]))[tokens]
+
+    def _deciding(self, tokens: slice | None = None) -> Function:
+        """Likewise, whatever is decided inside."""
         kind, residual = self.kind, self.options.residual
         if kind == "mlp":
             inner = self._mlp(tokens)
@@ -135,6 +150,10 @@ class Block:
             self(self.x)
         return [calls[label] for label in ups]
 
+    def decide(self) -> tuple[Decision, ...]:
+        """What it decides at x; where decisions are held, of what numbers it would."""
+        return decided(self._deciding(), self.x, self.decisions if self.held else None)
+
     @property
     def has_relu_units(self) -> bool:
         """Whether there are units that are either active or not."""
@@ -147,8 +166,8 @@ class Block:
         return self.kind in self.model.family.closed
 
     def in_precision(self, dtype: torch.dtype) -> Block:
-        """The same block at the same x in another precision, ReLU units held at this
-        block's activation pattern: a unit that flips is a kink, not an arithmetic error."""
+        """The same block at the same x in another precision, ReLU units held at this block's activation pattern, and its
+        decisions as they are: a unit that flips is a kink, not an arithmetic error."""
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise InputError(f"a precision is a floating dtype of torch, got {doors.shown(dtype)}")
         pattern: tuple[torch.Tensor, ...] | None = None
@@ -170,6 +189,8 @@ class Block:
             calls=tuple({k: c.to(dtype) for k, c in calls.items()} for calls in self.calls),
             final_norm=None if self.final_norm is None else copy.deepcopy(self.final_norm).to(dtype),
             pattern=pattern,
+            decisions=self.decisions,
+            held=True,
         )
 
 
@@ -203,7 +224,7 @@ def build(captured: Captured, options: Options) -> Block:
     check_options(model.shape, options, model.name)
     chosen = range(len(captured.parts)) if layer is None else [layer]
     parts = tuple(captured.parts[i] for i in chosen)
-    calls = tuple({name: captured.call(i, name) for name in ("layer", "context")} for i in chosen)
+    calls = tuple({name: captured.call(i, name) for name in ("layer", captured.parts[i].mixing)} for i in chosen)
     x, y = _ends(captured, options)
     made = Block(
         options=options,
@@ -219,7 +240,7 @@ def build(captured: Captured, options: Options) -> Block:
     _refuse_gated_relu(made)
     for i in chosen:
         check_recomposed(captured, i)
-    return made
+    return made if made.has_formulas else replace(made, decisions=made.decide())
 
 
 def _refuse_gated_relu(made: Block) -> None:

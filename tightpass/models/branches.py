@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tightpass.models.capture import Call
+from tightpass.models.capture import Call, first
 from tightpass.models.parts import LayerParts
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -26,8 +26,7 @@ def bare_mlp(parts: LayerParts, act: Function | None = None) -> Function:
 
 def _by_batches(module: nn.Module) -> Function:
     def apply(h: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = module(h[None])[0]
-        return y
+        return first(module(h[None]))[0]
 
     return apply
 
@@ -44,6 +43,12 @@ def bare_attention(parts: LayerParts, call: Call, head: int | None = None) -> Fu
     return attention
 
 
+def bare_mixer(parts: LayerParts, call: Call) -> Function:
+    """What mixes values over tokens in a layer without attention, as it was called."""
+    mixer: Any = parts.mixer
+    return lambda h: first(mixer(h[None], *call.args, **call.kwargs))[0]
+
+
 def read_through(norm: nn.Module | None, bare: Function) -> Function:
     """A piece behind its pre-norm, if it has one."""
     return bare if norm is None else lambda x: bare(norm(x))
@@ -56,8 +61,9 @@ def added(parts: LayerParts, branch: Function, post: nn.Module | None) -> Functi
 
 
 def attention_branch(parts: LayerParts, call: Call) -> Function:
-    """All that attention adds."""
-    return added(parts, read_through(parts.attn_norm, bare_attention(parts, call)), parts.attn_post)
+    """All that attention adds, or what stands in its place."""
+    bare = bare_attention(parts, call) if parts.has_attention else bare_mixer(parts, call)
+    return added(parts, read_through(parts.attn_norm, bare), parts.attn_post)
 
 
 def mlp_branch(parts: LayerParts, act: Function | None = None) -> Function:
@@ -102,13 +108,14 @@ class Reading(nn.Module):
 def mixed_by(parts: LayerParts, call: Call) -> Function:
     """The attention up to what its output projection reads, (tokens, heads·d_head), whatever its module does behind that."""
     inside = parts.projection_inside
+    args = (torch.zeros_like(call.args[0]), *call.args[1:]) if parts.adds_residual else call.args
 
     def mixed(h: torch.Tensor) -> torch.Tensor:
         if inside is None:
-            y: torch.Tensor = parts.context(h[None], *call.args, **call.kwargs)[0]
+            y: torch.Tensor = parts.context(h[None], *args, **call.kwargs)[0]
             return y[0]
         reading = Reading()
-        replaced(parts.context, inside, reading)(h[None], *call.args, **call.kwargs)
+        replaced(parts.context, inside, reading)(h[None], *args, **call.kwargs)
         return reading.read[0]
 
     return mixed

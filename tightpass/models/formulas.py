@@ -195,8 +195,10 @@ class Turned:
 def turned(parts: LayerParts, maps: AttentionMaps, tables: Tables | None, given: Attended, h: torch.Tensor) -> Turned:
     """What makes queries and keys of h (T, d) those that the attention was given.
 
-    Raises NoFormulasError where nothing does that is known.
+    Raises NoFormulasError where nothing does that is known, or where values are not those of their map, as where they are clipped.
     """
+    if not _same(by_head(maps.value(h), parts.d_head), given.value):
+        raise NoFormulasError(f"{type(parts.context).__name__} makes its values in another way")
     query, key = (
         norm_of(by_head(map_(h), parts.d_head), norm)
         for map_, norm in ((maps.query, maps.query_norm), (maps.key, maps.key_norm))
@@ -204,9 +206,8 @@ def turned(parts: LayerParts, maps: AttentionMaps, tables: Tables | None, given:
     for rotation in _rotations(tables):
         if not _same(_turn(rotation, key), given.key):
             continue
-        turned_query = _turn(rotation, query)
         for factor in (1.0, parts.d_head**-0.5):
-            if _same(factor * turned_query, given.query):
+            if _same(_turn(rotation, query * factor), given.query):
                 return Turned(rotation, given.scale * factor)
     raise NoFormulasError(f"{type(parts.context).__name__} makes its queries and keys in another way")
 
@@ -222,16 +223,23 @@ def by_head(flat: torch.Tensor, d_head: int) -> torch.Tensor:
 
 
 def _rotations(tables: Tables | None) -> Iterator[Rotation | None]:
-    """Tables arrive in layers that do not turn, too."""
+    """Tables arrive in layers that do not turn, too, and some with each angle once."""
     yield None
     if tables is not None:
         for half in (halves, pairs):
             yield Rotation(*tables, half)
+        cos, sin = (torch.cat([table, table], -1) for table in tables)
+        yield Rotation(cos, sin)
 
 
-def _turn(rotation: Rotation | None, x: torch.Tensor) -> torch.Tensor:
+def _turn(rotation: Rotation | None, x: torch.Tensor) -> torch.Tensor | None:
+    """None for tables that are wider than what they turn."""
+    if rotation is not None and rotation.cos.shape[-1] > x.shape[-1]:
+        return None
     return x if rotation is None else rotation.turn(x, slice(None))
 
 
-def _same(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+def _same(mine: torch.Tensor | None, theirs: torch.Tensor) -> bool:
+    if mine is None:
+        return False
     return mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= SAME * theirs.abs().max())

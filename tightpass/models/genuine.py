@@ -14,21 +14,27 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from tightpass.models.sdpa import SDPA, differentiable
+
 Function = Callable[[torch.Tensor], torch.Tensor]
 
+CASTS = {torch.Tensor.to, torch.Tensor.type}
 SOFTMAX = {torch.softmax, torch.Tensor.softmax, nn.functional.softmax}
 SOFTMAX |= {torch.log_softmax, torch.Tensor.log_softmax, nn.functional.log_softmax}
 
 
 class Genuine(TorchFunctionMode):
-    """Keeps float64 tensors in float64 through `.to`, `.float` and `softmax(dtype=)`. All other tensors pass as they are."""
+    """Keeps float64 tensors in float64 through `.to`, `.type`, `.float` and `softmax(dtype=)`. All other tensors pass as they
+    are. Fused attention takes a path with derivatives."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is SDPA:
+            return differentiable(*args, **kwargs)
         if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
             if func is torch.Tensor.float:
                 return args[0]
-            if func is torch.Tensor.to:
+            if func in CASTS:
                 args = (args[0], *map(_lifted, args[1:]))
                 kwargs = {name: _lifted(value) for name, value in kwargs.items()}
             elif func in SOFTMAX and kwargs.get("dtype") is not None:

@@ -167,6 +167,8 @@ def stored_config(source: Source) -> Any:
 
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
+NOT_EVERYWHERE = ("max_position_embeddings",)
+"""Sizes that configurations of some families do not have."""
 
 
 def check_sizes(config: Any, name: str) -> None:
@@ -179,8 +181,14 @@ def check_sizes(config: Any, name: str) -> None:
             raise InputError(f"the config.json of {name}: {field} must be an integer of at least 1, got {value!r}")
 
 
-PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "chunk_size_feed_forward": 0}
-"""Fields that change what a forward pass returns, or how often it calls a module; never the numbers."""
+PLAIN = {
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "chunk_size_feed_forward": 0,
+    "_experts_implementation": "eager",
+}
+"""Fields that change what a forward pass returns, how often it calls a module, or in what kind of products; never the numbers."""
 
 
 def plain(config: Any) -> Any:
@@ -195,7 +203,8 @@ def plain(config: Any) -> Any:
 
 def attention_of(config: Any) -> str:
     """This package's attention, or the family's own where it takes no other."""
-    return "eager" if family_of(config).own_attention else attention.NAME
+    family = family_of(config)
+    return family.implementation if family.own_attention else attention.NAME
 
 
 @contextmanager
@@ -464,6 +473,7 @@ def _refuse_quantised(config: Any) -> None:
 
 
 def _freeze(base: nn.Module, device: torch.device) -> nn.Module:
+    family_of(base.config).prepare(base)
     return base.to(device).eval().requires_grad_(False)
 
 

@@ -62,6 +62,18 @@ def kind_of(module: nn.Module, width: int, like: torch.Tensor) -> NormKind | Non
         return next((kind for kind in _kinds(module, weight, bias, x.dtype) if _same(kind(x), y)), None)
 
 
+def multiplier_of(module: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
+    """λ (d,) of a module that multiplies its input x (.., d) by it, as layer scales do; None for what does something else."""
+    parameters = list(module.parameters())
+    if len(parameters) != 1 or parameters[0].ndim != 1:
+        return None
+    scale = parameters[0].detach()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, len(scale), generator=generator, dtype=torch.float64).to(like)
+    with torch.no_grad():
+        return scale if torch.equal(module(x), x * scale) else None
+
+
 def _kinds(
     module: nn.Module, weight: torch.Tensor | None, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> Iterator[NormKind]:

@@ -46,6 +46,8 @@ def check_options(shape: Shape, options: Options, name: str = "the model") -> No
         raise InputError("block `head` needs one head, such as head=0")
     if kind != "head" and head is not None:
         raise InputError(f"--head belongs to --block head (head=N to block `head`), got block `{kind}`")
+    if kind in ("attn", "head") and layer is not None:
+        check_attends(shape, layer, name)
     if head is not None and layer is not None and head not in range(heads := shape.layers[layer].heads):
         raise InputError(f"layer {layer} of {name} has heads 0..{heads - 1}, got {head}")
     if kind == "layer" and not options.norm:
@@ -57,6 +59,22 @@ def check_options(shape: Shape, options: Options, name: str = "the model") -> No
         raise InputError(
             "residual adds the identity on the input of the norm, so it needs the norm; leave out norm=False (--no-norm)"
         )
+
+
+def check_attends(shape: Shape, layer: int, name: str = "the model") -> None:
+    """Raises InputError for a layer without attention."""
+    if shape.layers[layer].heads == 0:
+        others = [str(i) for i in layers_with(shape, "attn")]
+        where = f"layers {', '.join(others)} have" if others else "none of its layers has"
+        raise InputError(
+            f"layer {layer} of {name} mixes tokens without attention, so that it has no block `attn` or `head`; {where}.\n"
+            "Of this one there are `mlp` and `layer`"
+        )
+
+
+def layers_with(shape: Shape, kind: str) -> list[int]:
+    """The layers that have a block of some kind."""
+    return [i for i, layer in enumerate(shape.layers) if layer.heads > 0 or kind not in ("attn", "head")]
 
 
 def check_layer(layer: int, count: int, got: str, name: str = "the model") -> None:

@@ -21,6 +21,9 @@ class LayerParts(Sites[nn.Module]):
     parallel   whether attention and MLP both read the layer's input
     scale      what each branch is multiplied by before it is added
     by_head    whether a fused projection has each head's query, key and value in a row
+    groups     heads that share keys and values; None for what the attention says
+    units      of an MLP of experts, that a token passes
+    adds_residual    whether the attention adds its second argument to what it gives
     """
 
     layer: nn.Module
@@ -28,18 +31,31 @@ class LayerParts(Sites[nn.Module]):
     parallel: bool = False
     scale: float = 1.0
     by_head: bool = False
+    groups: int | None = None
+    units: int = 0
+    adds_residual: bool = False
+
+    @property
+    def has_attention(self) -> bool:
+        return self.context is not None
+
+    @property
+    def mixing(self) -> str:
+        """The site that mixes values over tokens."""
+        return "context" if self.has_attention else "mixer"
 
     @property
     def heads(self) -> int:
         """How many heads the layer has: what its projection reads, in heads."""
-        return in_features(self.projection) // self.d_head
+        return in_features(self.projection) // self.d_head if self.has_attention else 0
 
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values, which several heads may share."""
         if self.key is not None:
             return out_features(self.key) // self.d_head
-        return self.heads // int(getattr(self.context, "num_key_value_groups", 1))
+        shared = getattr(self.context, "num_key_value_groups", 1) if self.groups is None else self.groups
+        return self.heads // int(shared)
 
     @property
     def gated(self) -> bool:
@@ -48,8 +64,8 @@ class LayerParts(Sites[nn.Module]):
 
     @property
     def d_ff(self) -> int:
-        """Units of the MLP."""
-        return in_features(self.down)
+        """Units of the MLP that a token passes."""
+        return self.units if self.down is None else in_features(self.down)
 
     @property
     def plain_mlp(self) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -78,17 +94,21 @@ class LayerParts(Sites[nn.Module]):
 def parts_of(base: nn.Module, family: Family) -> tuple[LayerParts, ...]:
     """The parts of every layer of a base model. Raises InputError for what is not where the row says."""
     layers = family.applied(submodule(base, family.layers), base.config)
-    return tuple(_layer_parts(layer, base.config, family) for layer in layers)
+    return tuple(_layer_parts(layer, base.config, family, index) for index, layer in enumerate(layers))
 
 
-def _layer_parts(layer: nn.Module, config: Any, family: Family) -> LayerParts:
-    found: dict[str, Any] = {name: submodule(layer, path) for name, path in family.sites(config).items()}
+def _layer_parts(layer: nn.Module, config: Any, family: Family, index: int) -> LayerParts:
+    paths = family.sites_at(config, index)
+    found: dict[str, Any] = {name: submodule(layer, path) for name, path in paths.items()}
     return LayerParts(
         layer=layer,
-        d_head=int(getattr(found["context"], family.head_size)),
+        d_head=int(getattr(found["context"], family.head_size)) if "context" in found else 0,
         parallel=family.parallel(config),
         scale=family.scale(config),
         by_head=family.by_head,
+        groups=None if family.groups is None else family.groups(config),
+        units=family.units(config),
+        adds_residual=family.adds_residual,
         **found,
     )
 

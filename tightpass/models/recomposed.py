@@ -28,7 +28,7 @@ def check_recomposed(captured: Captured, index: int) -> None:
         return first(parts.layer(x[None], *call.args, **call.kwargs))[0]
 
     with torch.no_grad():
-        again = genuine(recomposed(parts, captured.call(index, "context")))(x)
+        again = genuine(recomposed(parts, captured.call(index, parts.mixing)))(x)
         apart, allowed = float((again - y).abs().max()), ALLOWED[y.dtype] * float(y.abs().max())
         if apart <= allowed or apart <= SAFETY * _carried(genuine(layer), x, y):
             return

@@ -30,8 +30,8 @@ WORDS = {"kv_heads": "heads of keys and values", "d_head": "features a head", "d
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Of one layer: query heads, heads of keys and values, width of a head, units of the MLP, whether its pieces read
-    through norms of their own, and whether the MLP is gated."""
+    """Of one layer: query heads, heads of keys and values, width of a head, all 0 where it has no attention; units of the
+    MLP, whether its pieces read through norms of their own, and whether the MLP is gated."""
 
     heads: int
     kv_heads: int
@@ -49,7 +49,7 @@ class LayerShape:
 class Shape:
     """layers       from the modules, which may differ from the configuration, and from each other
     width        of the residual stream, d
-    positions    the most tokens that there are positions for
+    positions    the most tokens that there are positions for; None for no limit
     parameters   of the whole base model
     causal       whether a token sees those before it alone
     noted        where the configuration says otherwise, in words
@@ -58,7 +58,7 @@ class Shape:
 
     layers: tuple[LayerShape, ...]
     width: int
-    positions: int
+    positions: int | None
     parameters: int
     causal: bool
     noted: tuple[str, ...]
@@ -82,7 +82,7 @@ def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts])
     """Likewise, once its parts are found."""
     config: Any = base.config
     layers = tuple(LayerShape(p.heads, p.kv_heads, p.d_head, p.d_ff, p.pre_norm, p.gated) for p in parts)
-    width = out_features(parts[0].projection)
+    width = _width(parts, config)
     positions = family.positions(base)
     whole = {"layers": len(layers), "width": width, "positions": positions}
     return Shape(
@@ -91,9 +91,17 @@ def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts])
         positions=positions,
         parameters=sum(p.numel() for p in base.parameters()),
         causal=family.causal(config),
-        noted=(*_differences(config, whole, family.unnumbered(config)), *_differences_of_layers(config, layers)),
+        noted=(
+            *_differences(config, whole, family.unnumbered(config)),
+            *_differences_of_layers(config, layers, family.unsaid),
+        ),
         reads=family.reads(config),
     )
+
+
+def _width(parts: Sequence[LayerParts], config: Any) -> int:
+    """Of the residual stream: what an output projection gives, where a layer has one."""
+    return next((out_features(p.projection) for p in parts if p.has_attention), None) or int(config.hidden_size)
 
 
 def _said(config: Any, size: str) -> int | None:
@@ -102,19 +110,19 @@ def _said(config: Any, size: str) -> int | None:
     return next((int(value) for value in values if value is not None), None)
 
 
-def _differences(config: Any, sizes: dict[str, int], unnumbered: int) -> Iterator[str]:
+def _differences(config: Any, sizes: dict[str, int | None], unnumbered: int) -> Iterator[str]:
     """Sizes of the whole model that the configuration says otherwise."""
     for name, here in sizes.items():
-        counted = here + unnumbered if name == "positions" else here
+        counted = here + unnumbered if name == "positions" and here is not None else here
         if (there := _said(config, name)) not in (None, counted):
             yield f"{here} {name} (not {there})"
 
 
-def _differences_of_layers(config: Any, layers: Sequence[LayerShape]) -> Iterator[str]:
+def _differences_of_layers(config: Any, layers: Sequence[LayerShape], unsaid: tuple[str, ...]) -> Iterator[str]:
     """Likewise of some layers: "2 heads (not 3) in layer 1"."""
-    for name in ("heads", "kv_heads", "d_head", "d_ff"):
+    for name in (size for size in ("heads", "kv_heads", "d_head", "d_ff") if size not in unsaid):
         there, found = _said(config, name), [int(getattr(layer, name)) for layer in layers]
-        for here in sorted(set(found) - {there}) if there is not None else ():
+        for here in sorted(set(found) - {there, 0}) if there is not None else ():
             where = [i for i, value in enumerate(found) if value == here]
             yield f"{here} {WORDS.get(name, name)} (not {there}) in {_listed(where)}"
 

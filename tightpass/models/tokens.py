@@ -50,11 +50,11 @@ def bundled_text() -> str:
     return resources.files("tightpass.models").joinpath("text.txt").read_text(encoding="utf-8")
 
 
-def check_count(tokens: int, limit: int, name: str) -> None:
-    """Raises InputError unless 1 <= tokens <= limit."""
+def check_count(tokens: int, limit: int | None, name: str) -> None:
+    """Raises InputError unless 1 <= tokens <= limit; None is no limit."""
     if tokens < 1:
         raise InputError(f"tokens must be at least 1, got {tokens}")
-    if tokens > limit:
+    if limit is not None and tokens > limit:
         raise InputError(f"{name} has {limit} positions, {tokens} tokens were asked for; use at most {limit}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tightpass.errors import InputError
 from tightpass.evidence.leading import DEFAULT_K
-from tightpass.models.options import Options, check_options
+from tightpass.models.options import Options, check_attends, check_options, layers_with
 from tightpass.models.shape import Shape
 from tightpass.runs.question import Config, parse_layers
 
@@ -51,14 +51,18 @@ def blocks_of(config: Config, shape: Shape) -> list[Options]:
 
 
 def _places(config: Config, shape: Shape) -> list[tuple[int | None, int | None]]:
-    """Layer and head of each; of block `head` all heads, unless one is asked for."""
+    """Layer and head of each; of block `head` all heads, unless one is asked for. `all` layers are those that have such a block."""
     if config.block == "model":
         if config.layers.strip() != "all":
             raise InputError("--layers does not apply to --block model, which is all layers at once")
         return [(None, config.head)]
     layers = parse_layers(config.layers, len(shape.layers))
+    if config.layers.strip() == "all":
+        layers = layers_with(shape, config.block) or layers
     if config.block != "head" or config.head is not None:
         return [(layer, config.head) for layer in layers]
+    for layer in layers:
+        check_attends(shape, layer)
     return [(layer, head) for layer in layers for head in range(shape.layers[layer].heads)]
 
 

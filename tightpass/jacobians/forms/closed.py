@@ -36,6 +36,7 @@ from tightpass.models.formulas import (
 from tightpass.models.genuine import genuine
 from tightpass.models.heard import Heard, attentions_of
 from tightpass.models.linear import Affine
+from tightpass.models.norms import multiplier_of
 from tightpass.models.parts import LayerParts
 from tightpass.models.shape import Shape
 
@@ -132,15 +133,10 @@ def _mlp(block: Block) -> Piece:
     parts, x, options = block.layers[0], block.x, block.options
     norm, h = _through(parts.mlp_norm if options.norm else None, x)
     pattern = None if block.pattern is None else block.pattern[0]
-    post = parts.mlp_post if options.norm else None
-    after = None if post is None else norm_at(post, genuine(bare_mlp(parts))(h))
-    scale = parts.scale if options.norm else 1.0
-    return added(
-        lambda own, identity: mlp_at(parts, norm, h, pattern, identity, own),
-        after,
-        scale,
-        x if options.residual else None,
-    )
+    post = _Post.of(parts.mlp_post, parts.scale, x) if options.norm else _Post()
+    after = post.at(lambda: genuine(bare_mlp(parts))(h))
+    identity = x if options.residual else None
+    return added(lambda own, one: mlp_at(parts, norm, h, pattern, one, own), after, post.scale, identity)
 
 
 def _through(module: nn.Module | None, x: torch.Tensor) -> tuple[NormAt | None, torch.Tensor]:
@@ -148,8 +144,36 @@ def _through(module: nn.Module | None, x: torch.Tensor) -> tuple[NormAt | None, 
     return norm_at(module, x), x if module is None else genuine(module)(x)
 
 
+Factor = float | torch.Tensor
+"""Of what a branch gives: a number, or one for each feature, (d,)."""
+
+
+@dataclass(frozen=True)
+class _Post:
+    """What stands behind a branch: a norm, or multipliers alone."""
+
+    norm: nn.Module | None = None
+    scale: Factor = 1.0
+
+    @classmethod
+    def of(cls, module: nn.Module | None, scale: float, like: torch.Tensor) -> _Post:
+        multiplier = None if module is None else multiplier_of(module, like)
+        return cls(module, scale) if multiplier is None else cls(None, multiplier * scale)
+
+    def at(self, y: Callable[[], torch.Tensor]) -> NormAt | None:
+        """The norm, if there is one, at the branch's own output y (T, d)."""
+        return None if self.norm is None else norm_at(self.norm, y())
+
+
+def scaled(weight: torch.Tensor, factor: Factor) -> torch.Tensor:
+    """Rows of a weight (d, e), times a factor."""
+    if isinstance(factor, torch.Tensor):
+        return weight * factor[:, None]
+    return weight if factor == 1 else weight * factor
+
+
 def added(
-    branch: Callable[[float, bool], Piece], post: NormAt | None, scale: float, x: torch.Tensor | None = None
+    branch: Callable[[Factor, bool], Piece], post: NormAt | None, scale: Factor, x: torch.Tensor | None = None
 ) -> Piece:
     """What the residual stream receives of a branch, made with a factor of its own and whether the identity is in it: through its
     post-norm, times the layer's multiplier; and x itself, if it is given."""
@@ -165,7 +189,7 @@ def mlp_at(
     h: torch.Tensor,
     pattern: torch.Tensor | None,
     residual: bool = False,
-    scale: float = 1.0,
+    scale: Factor = 1.0,
     make: type[ClosedMLP] = ClosedMLP,
 ) -> ClosedMLP:
     """An MLP that reads h (T, d), the norm's output if there is one, or whose units are held; times a factor."""
@@ -173,8 +197,7 @@ def mlp_at(
     slopes = _slopes(maps, h) if pattern is None else (pattern,)
     folded = [first.weight if norm is None else norm.fold(first.weight) for first in maps.firsts]
     branches = [Branch(W.contiguous(), slope.contiguous()) for W, slope in zip(folded, slopes, strict=True)]
-    down = maps.down.weight if scale == 1 else maps.down.weight * scale
-    return make(down.contiguous(), branches, norm, residual)
+    return make(scaled(maps.down.weight, scale).contiguous(), branches, norm, residual)
 
 
 def _slopes(maps: MLPMaps, h: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -194,16 +217,11 @@ def _attention(block: Block) -> Piece:
     parts, x, options = block.layers[0], block.x, block.options
     (heard,), norm = attentions_of(block), norm_at(parts.attn_norm, x) if options.norm else None
     branch = options.norm and options.kind == "attn"
-    post = parts.attn_post if branch else None
-    after = None if post is None else norm_at(post, genuine(bare_attention(parts, block.calls[0]["context"]))(heard.h))
-    scale = parts.scale if branch else 1.0
+    post = _Post.of(parts.attn_post, parts.scale, x) if branch else _Post()
+    after = post.at(lambda: genuine(bare_attention(parts, block.calls[0]["context"]))(heard.h))
     at = _Read(norm, heard, block.model.shape.causal)
-    return added(
-        lambda own, identity: attention_at(parts, at, options.head, identity, own),
-        after,
-        scale,
-        x if options.residual else None,
-    )
+    identity = x if options.residual else None
+    return added(lambda own, one: attention_at(parts, at, options.head, one, own), after, post.scale, identity)
 
 
 @dataclass(frozen=True)
@@ -216,7 +234,7 @@ class _Read:
 
 
 def attention_at(
-    parts: LayerParts, at: _Read, head: int | None = None, residual: bool = False, scale: float = 1.0
+    parts: LayerParts, at: _Read, head: int | None = None, residual: bool = False, scale: Factor = 1.0
 ) -> ClosedAttention:
     """An attention, or one head of it, times a factor."""
     heard = at.heard
@@ -230,8 +248,7 @@ def attention_at(
         _side(parts, at, maps.value, None, None, chosen, heard.sums_to_one),
     ]
     (Wq, q, turn_q), (Wk, k, turn_k), (Wv, v, _) = sides
-    output = maps.output.weight if scale == 1 else maps.output.weight * scale
-    Wo = output.reshape(-1, parts.heads, parts.d_head)[:, chosen].contiguous()
+    Wo = scaled(maps.output.weight, scale).reshape(-1, parts.heads, parts.d_head)[:, chosen].contiguous()
     mask = None if given.mask is None else given.mask[chosen if len(given.mask) > 1 else slice(None)]
     sinks = None if given.sinks is None else given.sinks.detach()[chosen]
     heads = Heads(Wq, Wk, Wv, Wo, q, k, v, heard.how.scale, turn_q, turn_k)
@@ -310,19 +327,17 @@ def _flat(at: torch.Tensor) -> torch.Tensor:
 
 def _layer(parts: LayerParts, received: dict[str, Call], read: _Read, pattern: torch.Tensor | None) -> Iterator[Piece]:
     """x + attention and then + MLP, or both at x, each read through its norm, or each sum through its own."""
-    mlp_norm, h = (
-        _at(parts.mlp_norm, received.get("mlp_norm")),
-        received["up" if parts.gate_up is None else "gate_up"].x,
+    mlp_maps(parts)  # raises where there are none
+    h = received["up" if parts.gate_up is None else "gate_up"].x
+    mlp_norm = _at(parts.mlp_norm, received.get("mlp_norm"))
+    posts = [_Post.of(module, parts.scale, h) for module in (parts.attn_post, parts.mlp_post)]
+    after_attn, after_mlp = (
+        None if post.norm is None else norm_at(post.norm, received[name].x)
+        for post, name in zip(posts, ("attn_post", "mlp_post"), strict=True)
     )
-    attention = added(
-        lambda own, _: attention_at(parts, read, scale=own),
-        _at(parts.attn_post, received.get("attn_post")),
-        parts.scale,
-    )
+    attention = added(lambda own, _: attention_at(parts, read, scale=own), after_attn, posts[0].scale)
     mlp = added(
-        lambda own, _: mlp_at(parts, mlp_norm, h, pattern, scale=own, make=ActiveMLP),
-        _at(parts.mlp_post, received.get("mlp_post")),
-        parts.scale,
+        lambda own, _: mlp_at(parts, mlp_norm, h, pattern, scale=own, make=ActiveMLP), after_mlp, posts[1].scale
     )
     if parts.parallel:
         yield Sum(attention, mlp, Identity(h))

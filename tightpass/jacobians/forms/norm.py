@@ -45,9 +45,9 @@ class NormAt:
         inner = torch.einsum("ktd,td->kt", tangents, xhat) / xhat.shape[-1]
         return torch.addcmul(tangents, inner[..., None], xhat, value=-1).mul_(r[:, None])
 
-    def times(self, factor: float) -> NormAt:
-        """The norm with its output multiplied."""
-        if factor == 1:
+    def times(self, factor: float | torch.Tensor) -> NormAt:
+        """The norm with its output multiplied, by a number or by one for each feature (d,)."""
+        if isinstance(factor, float) and factor == 1:
             return self
         return replace(self, gamma=factor * (torch.ones_like(self.xhat[0]) if self.gamma is None else self.gamma))
 

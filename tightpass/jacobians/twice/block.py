@@ -17,7 +17,7 @@ from tightpass.models.blocks import Block, depth_of, width_of
 from tightpass.models.formulas import NoFormulasError, mlp_maps
 from tightpass.models.heard import attentions_of
 from tightpass.models.linear import Affine
-from tightpass.models.norms import kind_of
+from tightpass.models.norms import kind_of, multiplier_of
 from tightpass.models.shape import Shape
 from tightpass.work import Work, passing
 
@@ -197,9 +197,12 @@ class _Formulas:
         if which[0] and before is not None and not isinstance(before, nn.Identity):
             pieces.append(self._norm(before, x))
         pieces.append(piece(pieces[-1].y if pieces else x))
-        if which[1] and post is not None:
+        multiplier = None if post is None or not which[1] else multiplier_of(post, self.block.x)
+        if which[1] and post is not None and multiplier is None:
             pieces.append(self._norm(post, pieces[-1].y))
         whole = pieces[0] if len(pieces) == 1 else Chain(*pieces)
+        if multiplier is not None:
+            whole = Scaled(whole, multiplier.double())
         return whole if scale == 1 or not which[1] else Scaled(whole, scale)
 
     def _layer(self, i: int, x: Pair) -> list[Map]:

@@ -186,9 +186,9 @@ class Residual:
 
 
 class Scaled:
-    """f(x) times a number."""
+    """f(x) times a number, or one for each feature (d,)."""
 
-    def __init__(self, inner: Map, factor: float) -> None:
+    def __init__(self, inner: Map, factor: float | Tensor) -> None:
         self.inner, self.factor, self.y = inner, factor, inner.y * factor
         self.saturated = inner.saturated
 

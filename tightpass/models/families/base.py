@@ -14,6 +14,8 @@ from tightpass.errors import InputError
 from tightpass.models.signal import Signal
 
 At = TypeVar("At")
+ABSENT: Any = None
+"""The place of a site that most layers have, in one that lacks it."""
 RECORDED = {"recorded": True}
 """Marks the sites whose inputs and outputs blocks start from and are checked against."""
 
@@ -23,10 +25,11 @@ class Sites(Generic[At]):
     """The pieces of a layer: their paths in a family's row, their modules in a layer. Nowhere else are they listed.
 
     context      what mixes values over tokens; its first output is per head, concatenated, before the output projection
-                 (which it may contain)
-    projection   the attention's output projection, a linear map from heads to width
+                 (which it may contain); absent from a layer that has no attention
+    projection   the attention's output projection, a linear map from heads to width; absent with it
+    mixer        what mixes values over tokens in a layer without attention, as one module
     mlp          the MLP as one module, where it is more than down(act(up(h)))
-    down         the MLP's last map, a linear one
+    down         the MLP's last map, a linear one; absent from an MLP of experts, which have one each
     up, act      its first map, and what stands between them; both or, where an `mlp` is not known from inside, none
     gate         of an `mlp` that is down(act(gate(h))∘up(h)) the map inside act
     gate_up      likewise, both maps as one, gate's part first
@@ -38,9 +41,10 @@ class Sites(Generic[At]):
     after_attn, after_mlp      norms on the residual sums after them, likewise
     """
 
-    context: At = field(metadata=RECORDED)
-    projection: At = field(metadata=RECORDED)
-    down: At = field(metadata=RECORDED)
+    context: At = field(default=ABSENT, metadata=RECORDED)
+    projection: At = field(default=ABSENT, metadata=RECORDED)
+    down: At = field(default=ABSENT, metadata=RECORDED)
+    mixer: At | None = field(default=None, metadata=RECORDED)
     mlp: At | None = field(default=None, metadata=RECORDED)
     up: At | None = field(default=None, metadata=RECORDED)
     act: At | None = None
@@ -67,9 +71,10 @@ class Sites(Generic[At]):
                 yield site.name, place
 
 
-def said_positions(base: Any) -> int:
-    """The positions that a model's configuration says it has."""
-    return int(base.config.max_position_embeddings)
+def said_positions(base: Any) -> int | None:
+    """The positions that a model's configuration says it has; None for no limit."""
+    said = getattr(base.config, "max_position_embeddings", None)
+    return None if said is None else int(said)
 
 
 def in_order(layers: Any, config: Any) -> Iterable[Any]:
@@ -85,10 +90,11 @@ class Family:
     model_types  the names that configurations go by
     layers       path of the list of layers, from the base model (`AutoModel`)
     sites        paths of a layer's pieces, from the layer
+    sites_of     likewise of the layer with some index, where layers differ
     final_norm   path of the norm after the last layer, from the base model, where a model may have one
     head_size    attribute of `context` that holds the width of one head
     causal       whether a token sees those before it alone
-    positions    how many tokens the base model has positions for: from its modules, where they know
+    positions    how many tokens the base model has positions for: from its modules, where they know; None for no limit
     unused       prefixes of weights that hidden states never pass through
     parallel     whether attention and MLP both read the layer's input
     scale        what each branch is multiplied by before it is added
@@ -101,6 +107,12 @@ class Family:
     applied      from the list of layers to all layers as they are applied, where one is applied several times
     unnumbered   positions that the configuration counts and no token gets
     reads        what its models read, where that is no text
+    implementation   which of its own computations that is
+    adds_residual    whether the attention adds its second argument, the residual, to what it gives
+    groups       how many heads share keys and values, where the attention does not say it as most do
+    units        of an MLP of experts: units that a token passes
+    unsaid       sizes of layers that the configuration does not say as they are
+    prepare      what is changed in our copy of a base model so that it can be differentiated; never a number
     """
 
     model_types: tuple[str, ...]
@@ -109,7 +121,7 @@ class Family:
     final_norm: str | None
     head_size: str
     causal: Callable[[Any], bool]
-    positions: Callable[[Any], int] = said_positions
+    positions: Callable[[Any], int | None] = said_positions
     unused: tuple[str, ...] = ()
     parallel: Callable[[Any], bool] = lambda config: False
     scale: Callable[[Any], float] = lambda config: 1.0
@@ -121,6 +133,17 @@ class Family:
     applied: Callable[[Any, Any], Iterable[Any]] = in_order
     unnumbered: Callable[[Any], int] = lambda config: 0
     reads: Callable[[Any], Signal | None] = lambda config: None
+    implementation: str = "eager"
+    adds_residual: bool = False
+    sites_of: Callable[[Any, int], Sites[str]] | None = None
+    groups: Callable[[Any], int] | None = None
+    units: Callable[[Any], int] = lambda config: 0
+    unsaid: tuple[str, ...] = ()
+    prepare: Callable[[Any], None] = lambda base: None
+
+    def sites_at(self, config: Any, index: int) -> Sites[str]:
+        """Paths of the pieces of one layer."""
+        return self.sites(config) if self.sites_of is None else self.sites_of(config, index)
 
 
 FAMILIES: dict[str, Family] = {}

@@ -1,4 +1,4 @@
-"""Cohere's Command: attention and MLP side by side behind one norm."""
+"""Cohere's Command, both generations: attention and MLP side by side behind one norm."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tightpass.models.families.base import Sites, register
 
 
 def sites(config: Any) -> Sites[str]:
-    own = llama.with_head_norms(config) if config.use_qk_norm else llama.sites(config)
+    own = llama.with_head_norms(config) if getattr(config, "use_qk_norm", False) else llama.sites(config)
     return replace(own, mlp_norm=own.attn_norm)
 
 
-register(replace(llama.LLAMA, model_types=("cohere",), sites=sites, parallel=lambda config: True))
+register(replace(llama.LLAMA, model_types=("cohere", "cohere2"), sites=sites, parallel=lambda config: True))

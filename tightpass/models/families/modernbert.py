@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.options import KINDS
 
 
 def sites(config: Any) -> Sites[str]:
     return Sites(
         context="attn",
+        query_key_value="attn.Wqkv",
         projection="attn.Wo",
         mlp="mlp",
+        gate_up="mlp.Wi",
+        act="mlp.act",
         down="mlp.Wo",
         attn_norm="attn_norm",
         mlp_norm="mlp_norm",
@@ -26,5 +30,6 @@ register(
         final_norm="final_norm",
         head_size="head_dim",
         causal=lambda config: False,
+        closed=KINDS,
     )
 )

@@ -1,4 +1,4 @@
-"""OLMo 2: no norms in front, but behind the branches."""
+"""OLMo 2 and 3: no norms in front, but behind the branches."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ def sites(config: Any) -> Sites[str]:
     )
 
 
-register(replace(llama.LLAMA, model_types=("olmo2",), sites=sites))
+register(replace(llama.LLAMA, model_types=("olmo2", "olmo3"), sites=sites))

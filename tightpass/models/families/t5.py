@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.options import KINDS
 
 UNLIMITED = 2**31 - 1
 """Positions, where all that are far are alike."""
@@ -25,7 +26,7 @@ def sites(config: Any) -> Sites[str]:
         attn_norm="layer.0.layer_norm",
         mlp_norm="layer.1.layer_norm",
     )
-    return replace(plain, mlp=mlp, up=None, act=None) if config.is_gated_act else plain
+    return replace(plain, mlp=mlp, gate=f"{mlp}.wi_0", up=f"{mlp}.wi_1") if config.is_gated_act else plain
 
 
 register(
@@ -38,6 +39,7 @@ register(
         final_norm="final_layer_norm",
         head_size="key_value_proj_dim",
         causal=lambda config: False,
+        closed=KINDS,
         positions=lambda base: UNLIMITED,
     )
 )

@@ -64,7 +64,6 @@ register(
         layers="encoder.layer",
         sites=scaled,
         unused=(),
-        closed=(),
         reads=patches_of_any_image,
     )
 )
