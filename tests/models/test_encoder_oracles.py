@@ -105,6 +105,14 @@ def test_the_route_is_the_one_that_the_table_says(name):
         assert form.closed == (kind in family.closed and kind not in inside), kind
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_float64_but_for_rounding(name):
+    block = tp.block(tp.load_model(made(name), dtype="float32"), "layer", 1, **given_of(name))
+    y = oracle_of(name, block_of(name, "layer")).whole(block.x.double())
+    assert block.x.dtype == torch.float32
+    assert float((block(block.x) - y).abs().max()) <= 1e-5 * float(y.abs().max())
+
+
 # ---- shapes
 
 

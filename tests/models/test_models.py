@@ -295,7 +295,7 @@ def test_a_local_directory_is_the_same_model(tmp_path, small_opt):
 
 def test_an_unsupported_family_names_the_supported(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_bigcode"}))
-    with pytest.raises(tp.InputError, match=r"'gpt_bigcode' are not supported yet; supported: bert, .*llama, .*opt"):
+    with pytest.raises(tp.InputError, match=r"'gpt_bigcode' are not supported yet; supported: .*bert, .*llama, .*opt"):
         tp.load_model(str(tmp_path))
 
 

@@ -159,12 +159,7 @@ def capture(model: Model, given: torch.Tensor) -> Captured:
             raise
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
-            at = (
-                f"{len(given)} tokens"
-                if model.shape.reads is None
-                else f"{model.shape.reads.name} {tuple(given.shape)}"
-            )
-            raise InputError(f"the forward pass of {model.name} fails at these {at}: {reason}") from error
+            raise InputError(f"the forward pass of {model.name} fails at {_shown(model, given)}: {reason}") from error
     return Captured(model, model.parts, calls, model.final_norm)
 
 
@@ -173,3 +168,9 @@ def _arguments(model: Model, given: torch.Tensor) -> dict[str, Any]:
     if model.shape.reads is None:
         return {"input_ids": given[None].to(model.device), "use_cache": False}
     return {model.shape.reads.name: given[None].to(model.device, model.dtype)}
+
+
+def _shown(model: Model, given: torch.Tensor) -> str:
+    """What a forward pass was given, in words."""
+    reads = model.shape.reads
+    return f"these {len(given)} tokens" if reads is None else f"{reads.name} of shape {tuple(given.shape)}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.options import KINDS
 
 
 def sites(config: Any) -> Sites[str]:
@@ -40,6 +41,7 @@ register(
         causal=lambda config: False,
         positions=lambda base: int(base.embeddings.position_embeddings.num_embeddings),
         unused=("pooler.",),
+        closed=KINDS,
         applied=applied,
     )
 )
