@@ -57,7 +57,7 @@ def block(
         ids = tokenize(model, count, text, special, doors.seed(seed)).ids
     else:
         ids = check_ids(model, token_ids)
-    return build_checked(capture(model, ids), options)
+    return build_checked(capture(model, ids, None if options.layer is None else [options.layer]), options)
 
 
 def _integer(name: str, value: Any) -> int | None:

@@ -60,7 +60,7 @@ def resolve(config: Config, given: Any = None) -> Resolved:
     check_count(config.tokens, shape.positions, config.model)
     listed = blocks_of(config, shape)
     limit = memory_limit(config.memory)
-    return Resolved(config, source, shape, plan_for(config, shape, listed, limit), limit, config.directory())
+    return Resolved(config, source, shape, plan_for(config, shape, listed, limit, source), limit, config.directory())
 
 
 def resolve_for_plan(config: Config) -> Resolved:
