@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 import tightpass as tp
 from tightpass.models.capture import capture
 from tightpass.models.gguf_files import opened
+from tightpass.models.gguf_header import read_header
 from tightpass.models.gguf_models import ARCHITECTURES
 from tightpass.models.gguf_tokens import tokenizer_of
 
@@ -119,6 +120,19 @@ def wide_llama(**changes):
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16}
     ends = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
     return LlamaModel._from_config(LlamaConfig(**sizes | heads | ends | changes), dtype=torch.float64).eval()
+
+
+def test_headers_are_those_that_the_package_reads(tmp_path):
+    fields = {"a__list": [1, 2, 3], "a__text": "naïve", "a__flag": True, "a__words": ["one", ""], "a__part": 0.25}
+    path = gguf_writing.written(tmp_path / "m.gguf", wide_llama(), "llama", TYPES.Q8_0, **fields)
+    header, reader = read_header(path), gguf.GGUFReader(path)
+    assert {name: reader.fields[name].contents() for name in header.fields} == header.fields
+    assert header.fields["a.words"] == ["one", ""]
+    assert len(header.tensors) == len(reader.tensors)
+    for tensor in reader.tensors:
+        found = header.tensors[tensor.name]
+        assert found.shape == tuple(reversed(tensor.shape.tolist()))
+        assert (found.kind, found.start) == (tensor.tensor_type, tensor.data_offset)
 
 
 # ---- tokenizers
@@ -265,7 +279,7 @@ def test_types_that_cannot_be_dequantised(whole, capsys, monkeypatch):
         capsys,
         monkeypatch,
         whole,
-        "holds a tensor of a type that this gguf does not know",
+        "holds a tensor of a type (number 4) that this version of gguf does not know",
         "pip install --upgrade gguf",
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tightpass.errors import InputError
-from tightpass.models.files import fault
+from tightpass.models.gguf_header import Tensor, read_header
 from tightpass.models.stored import spans
 
 SUFFIX = ".gguf"
@@ -32,44 +32,60 @@ def package() -> Any:
     return gguf
 
 
-NEWER = {
-    "file appears to be version": "is of a version that this gguf cannot read",
-    "is not a valid GGMLQuantizationType": "holds a tensor of a type that this gguf does not know",
-}
-"""What the package says of files that are newer than itself, and what is said here."""
-
-
 @dataclass(frozen=True)
-class Tensor:
-    """Where a tensor lies in a file, and how: its shape as torch has it, its type by gguf's number, its first byte."""
+class Type:
+    """A type of tensors, as the package has it: numbers in a block, which is quantised by itself, and bytes of one."""
 
-    shape: tuple[int, ...]
     kind: Any
-    start: int
+    numbers: int
     size: int
 
     @property
-    def row_bytes(self) -> int:
-        """Of one row, which is quantised by itself."""
-        return self.size // math.prod(self.shape[:-1])
+    def name(self) -> str:
+        return str(self.kind.name)
+
+    def bytes_of(self, numbers: int) -> int:
+        return numbers // self.numbers * self.size
+
+    def dequantised(self, data: Any) -> Any:
+        """Rows of bytes as rows of float32, or of float64 where they are stored so."""
+        return data.view(np.float64) if self.name == "F64" else package().dequantize(data, self.kind)
+
+    @property
+    def can_be_read(self) -> bool:
+        """Tried on one block of zeros."""
+        try:
+            self.dequantised(np.zeros((1, self.size), np.uint8))
+        except NotImplementedError:
+            return False
+        return True
+
+
+def _type(path: Path, kind: int) -> Type:
+    """Raises InputError for a number that the package does not know."""
+    gguf = package()
+    try:
+        found = gguf.GGMLQuantizationType(kind)
+    except ValueError:
+        raise InputError(
+            f"{path} holds a tensor of a type (number {kind}) that this version of gguf does not know; "
+            "pip install --upgrade gguf, or give the model in another type"
+        ) from None
+    return Type(found, *gguf.GGML_QUANT_SIZES[found])
 
 
 class GGUF:
     """A GGUF file: `Stored`, under the names that llama.cpp gave."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fields = _read(path)
-        self.tensors = {
-            t.name: Tensor(tuple(int(n) for n in reversed(t.shape)), t.tensor_type, int(t.data_offset), int(t.n_bytes))
-            for t in self._fields.tensors
-        }
+        self.path, header = path, read_header(path)
+        self.fields, self.tensors = header.fields, header.tensors
+        self.types = {kind: _type(path, kind) for kind in {tensor.kind for tensor in self.tensors.values()}}
         self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def field(self, name: str, default: Any = None) -> Any:
         """What the file says under a name."""
-        found = self._fields.get_field(name)
-        return default if found is None else found.contents()
+        return self.fields.get(name, default)
 
     @property
     def architecture(self) -> str:
@@ -84,8 +100,9 @@ class GGUF:
         """The types of tensors that are not numbers but codes for such, the most frequent one first."""
         sizes: dict[str, int] = {}
         for tensor in self.tensors.values():
-            sizes[tensor.kind.name] = sizes.get(tensor.kind.name, 0) + tensor.size
-        return tuple(name for name in sorted(sizes, key=lambda name: -sizes[name]) if name not in PLAIN)
+            name = self.types[tensor.kind].name
+            sizes[name] = sizes.get(name, 0) + tensor.numbers
+        return tuple(sorted(set(sizes) - set(PLAIN), key=lambda name: -sizes[name]))
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> torch.Tensor:
         """A tensor, or some of its rows, in float32 (or float64, if it is stored so)."""
@@ -100,10 +117,10 @@ class GGUF:
 
     def _rows(self, tensor: Tensor, first: int, last: int) -> Any:
         """A stretch of rows, two-dimensional, in memory of its own."""
-        count = (last - first) * tensor.row_bytes
-        data = np.fromfile(self.path, np.uint8, count, offset=tensor.start + first * tensor.row_bytes)
-        data = data.reshape(last - first, tensor.row_bytes)
-        return data.view(np.float64) if tensor.kind.name == "F64" else package().dequantize(data, tensor.kind)
+        kind = self.types[tensor.kind]
+        row = kind.bytes_of(tensor.shape[-1])
+        data = np.fromfile(self.path, np.uint8, (last - first) * row, offset=tensor.start + first * row)
+        return kind.dequantised(data.reshape(last - first, row))
 
 
 def opened(path: Path) -> GGUF:
@@ -122,24 +139,6 @@ def _opened(path: Path, _size: int, _changed: int) -> GGUF:
     return file
 
 
-def _read(path: Path) -> Any:
-    """Its header. Raises InputError if there is none, or only some of it."""
-    with path.open("rb") as stream:
-        start = stream.read(4)
-    if start != b"GGUF":
-        raise InputError(f"{path} {fault(path) or 'is no GGUF file'}; fetch it again")
-    try:
-        return package().GGUFReader(path)
-    except Exception as error:  # whatever bytes that are no header make the package raise
-        said = " ".join(str(error).split())
-        for sign, what in NEWER.items():
-            if sign in said:
-                raise InputError(f"{path} {what} (pip install --upgrade gguf, or give another file)") from error
-        raise InputError(
-            f"{path} is truncated or damaged ({type(error).__name__}: {said[:80]}); fetch it again"
-        ) from error
-
-
 def _refuse_parts(file: GGUF) -> None:
     count = int(file.field("split.count", 1))
     if count > 1:
@@ -149,7 +148,7 @@ def _refuse_parts(file: GGUF) -> None:
 
 
 def _refuse_truncated(file: GGUF) -> None:
-    needed = max((t.start + t.size for t in file.tensors.values()), default=0)
+    needed = max((t.start + file.types[t.kind].bytes_of(t.numbers) for t in file.tensors.values()), default=0)
     there = file.path.stat().st_size
     if there < needed:
         raise InputError(f"{file.path} is truncated: {there} bytes, expected {needed}; fetch it again")
@@ -158,22 +157,13 @@ def _refuse_truncated(file: GGUF) -> None:
 def _refuse_unknown_types(file: GGUF) -> None:
     """Raises InputError, naming a tensor, for a type that the package cannot dequantise."""
     first = {tensor.kind: name for name, tensor in reversed(file.tensors.items())}
-    for kind, name in first.items():
-        if kind.name not in PLAIN and not _can_dequantise(kind):
+    for number, name in first.items():
+        kind = file.types[number]
+        if not kind.can_be_read:
             raise InputError(
                 f"{name} in {file.path} is quantised as {kind.name}, which the package gguf cannot dequantise; "
                 "give the model in another type, such as Q8_0 or F16"
             )
-
-
-def _can_dequantise(kind: Any) -> bool:
-    """Tried on one block of zeros."""
-    gguf = package()
-    try:
-        gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except (NotImplementedError, KeyError):
-        return False
-    return True
 
 
 def gguf_in(directory: Path) -> Path | None:
