@@ -91,10 +91,10 @@ def test_a_question_is_resolved_once(tmp_path, monkeypatch, block):
         original = getattr(place, name)
         monkeypatch.setattr(place, name, lambda *a, **k: (calls.append(name), original(*a, **k))[1])
 
-    for place, name in ((check, "locate"), (check, "memory_limit"), (check, "planned_shape"), (start, "load_model")):
+    for place, name in ((check, "locate"), (check, "memory_limit"), (check, "planned_shape"), (start, "loaded")):
         counted(place, name)
     tp.run(block=block, tokens=2, layers="1", out=str(tmp_path / "a"))
-    assert sorted(calls) == ["load_model", "locate", "memory_limit", "planned_shape"]
+    assert sorted(calls) == ["loaded", "locate", "memory_limit", "planned_shape"]
 
 
 def test_the_identity_is_of_all_that_defines_the_numbers(model):

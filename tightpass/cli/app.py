@@ -105,7 +105,8 @@ def plan_command(config: Config, as_json: bool) -> None:
             "route": planned.route,
             "work": f"{planned.flops / 1e9:,.0f} GFLOP",
             "disk": format_bytes(planned.disk),
-            "peak memory": format_bytes(planned.memory),
+            "peak memory": format_bytes(planned.memory)
+            + (", layers read from the files one at a time" if planned.in_turn else ""),
         }.items():
             print(f"{name:12} {value}")
     check_fits(asked)
@@ -210,7 +211,7 @@ def verify_command(directory: Directory, debug: Debug = False) -> None:
 def models_command(as_json: Json = False) -> None:
     """List the models known by a short name, and the families."""
     quiet_libraries()
-    from tightpass.models.catalogue import families_by_route, known_models
+    from tightpass.models.catalogue import families_by_route, known_models, real_weights
 
     known = known_models()
     if as_json:
@@ -219,7 +220,9 @@ def models_command(as_json: Json = False) -> None:
     print(f"{'name':20} {'layers':>6} {'width':>6} {'heads':>6} {'positions':>9}  source")
     for m in known:
         print(f"{m.name:20} {m.layers:6} {m.width:6} {m.heads:6} {m.positions:9}  {m.source}")
-    print("\nAlso any local directory or Hub id in Hugging Face format of the families:")
+    for alias, package in real_weights().items():
+        print(f"{alias:20} {package}")
+    print("\nAlso any local directory or Hub id in Hugging Face format, or GGUF file, of the families:")
     for route, families in families_by_route().items():
         print(f"  {route}: {', '.join(families)}")
 

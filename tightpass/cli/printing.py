@@ -102,6 +102,10 @@ def show_opened(opened: Any) -> None:
         console.print(
             f"Weights are {provenance['weights']}: good for timing, their ranks say nothing about a trained model."
         )
+    if provenance["weights"].startswith("dequantised"):
+        console.print(
+            f"Weights are {provenance['weights']}: the numbers are those of the quantised model, not of the one before."
+        )
     if provenance["tokens"].startswith("random"):
         console.print(f"Tokens are {provenance['tokens']}.")
 

@@ -70,7 +70,7 @@ def block(
         given = tokenize(model, TOKENS if count is None else count, text, special, seed).ids
     else:
         given = check_ids(model, token_ids)
-    return build_checked(capture(model, given), options)
+    return build_checked(capture(model, given, None if options.layer is None else [options.layer]), options)
 
 
 def _integer(name: str, value: Any) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tightpass import doors
-from tightpass.errors import InputError, VerificationError
+from tightpass.errors import DoesNotFitError, InputError, VerificationError
 from tightpass.models.branches import (
     attention_branch,
     bare_attention,
@@ -207,15 +207,10 @@ class PinnedReLU(nn.Module):
 
 def convert(parts: LayerParts, dtype: torch.dtype, act: nn.Module | None) -> LayerParts:
     """A deep copy of one layer in another precision, its activation replaced if one is given."""
-    paths = {id(module): path for path, module in parts.layer.named_modules()}
     layer = copy.deepcopy(parts.layer).to(dtype)
-
-    def twin(module: nn.Module) -> nn.Module:
-        return layer.get_submodule(paths[id(module)])
-
     if act is not None and parts.act is not None:
-        layer.set_submodule(paths[id(parts.act)], act)
-    return parts.map(twin)
+        layer.set_submodule(next(path for path, module in parts.layer.named_modules() if module is parts.act), act)
+    return parts.inside(layer)
 
 
 def build(captured: Captured, options: Options) -> Block:
@@ -223,9 +218,10 @@ def build(captured: Captured, options: Options) -> Block:
     model, layer = captured.model, options.layer
     check_options(model.shape, options, model.name)
     chosen = range(len(captured.parts)) if layer is None else [layer]
-    parts = tuple(captured.parts[i] for i in chosen)
+    _refuse_more_than_is_held(model, options)
+    parts = tuple(model.held(captured.parts[i]) for i in chosen)
     calls = tuple({name: captured.call(i, name) for name in ("layer", captured.parts[i].mixing)} for i in chosen)
-    x, y = _ends(captured, options)
+    x, y = _ends(captured, options, parts[0])
     made = Block(
         options=options,
         model=model,
@@ -238,9 +234,18 @@ def build(captured: Captured, options: Options) -> Block:
     )
     _check_reproduces(made, y.reshape(-1, y.shape[-1]))
     _refuse_gated_relu(made)
-    for i in chosen:
-        check_recomposed(captured, i)
+    for i, held in zip(chosen, parts, strict=True):
+        check_recomposed(captured, i, held)
     return made if made.has_formulas else replace(made, decisions=made.decide())
+
+
+def _refuse_more_than_is_held(model: Model, options: Options) -> None:
+    """Raises DoesNotFitError for a block of all layers, where only one of them is at hand."""
+    if model.streamed is not None and options.layer is None:
+        raise DoesNotFitError(
+            f"block `model` needs all layers of {model.name} at once, and they do not fit into the memory allowed; "
+            "give more --memory, or take the layers one by one"
+        )
 
 
 def _refuse_gated_relu(made: Block) -> None:
@@ -254,7 +259,7 @@ def _refuse_gated_relu(made: Block) -> None:
         )
 
 
-def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
+def _ends(captured: Captured, options: Options, parts: LayerParts) -> tuple[torch.Tensor, torch.Tensor]:
     """Input and output of the block in the captured pass."""
     layer, kind = options.layer, options.kind
     if kind == "model":
@@ -265,7 +270,6 @@ def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Ten
     if kind == "layer":
         whole = captured.call(layer, "layer")
         return whole.x, whole.y
-    parts = captured.parts[layer]
     start, norm, end, post = ("context", "attn_norm", "projection", "attn_post")
     if kind == "mlp":
         whole_module = parts.mlp is not None
@@ -279,7 +283,7 @@ def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Ten
     x = captured.call(layer, norm if reads_norm else start).x
     x = x.reshape(-1, x.shape[-1])
     if kind == "head":
-        y = _head_output(captured, options)
+        y = _head_output(captured, options, parts)
     elif options.norm:
         y = captured.call(layer, end if getattr(parts, post) is None else post).y
         y = y if parts.scale == 1 else y * parts.scale
@@ -289,13 +293,13 @@ def _ends(captured: Captured, options: Options) -> tuple[torch.Tensor, torch.Ten
     return x, y + x if options.residual else y
 
 
-def _head_output(captured: Captured, options: Options) -> torch.Tensor:
+def _head_output(captured: Captured, options: Options, parts: LayerParts) -> torch.Tensor:
     """One head's share of the captured attention output."""
     assert options.layer is not None
     assert options.head is not None
     mixed = captured.call(options.layer, "projection").x
     with torch.no_grad():
-        return head_share(captured.parts[options.layer], mixed.reshape(-1, mixed.shape[-1]), options.head)
+        return head_share(parts, mixed.reshape(-1, mixed.shape[-1]), options.head)
 
 
 def _structure(model: Model, kind: str) -> Structure:
@@ -332,7 +336,7 @@ def _check_reproduces(made: Block, y: torch.Tensor) -> None:
     with torch.no_grad():
         again = made(made.x)
     if not bool(y.isfinite().all() and again.isfinite().all()):
-        raise InputError(f"{made.name}: the model's own output is not finite there{_not_finite(made.model.base)}")
+        raise InputError(f"{made.name}: the model's own output is not finite there{_not_finite(made)}")
     difference = float((again - y).abs().max())
     size = float(y.abs().max())
     if made.kind == "head":  # a difference of two outputs of the projection: its bias takes part in the rounding
@@ -347,9 +351,9 @@ def _check_reproduces(made: Block, y: torch.Tensor) -> None:
         )
 
 
-def _not_finite(base: nn.Module) -> str:
+def _not_finite(made: Block) -> str:
     """Which parameters hold numbers that are not finite, in words; the first few by name."""
-    bad = [name for name, parameter in base.named_parameters() if not bool(parameter.isfinite().all())]
+    bad = [name for name, piece in made.model.pieces() if not bool(piece.isfinite().all())]
     if not bad:
         return ", though its weights are: its numbers leave the range of their precision on the way"
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""

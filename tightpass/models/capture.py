@@ -6,8 +6,8 @@ position and embedding code stay outside of `torch.func`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,22 +129,29 @@ class Captured:
         return self.calls[f"{layer}.{part}"]
 
 
-def work_of(shape: Shape, tokens: int, itemsize: int) -> Work:
-    """Of `capture`: inputs and outputs of all layers, and the scores of one of them as they become weights."""
+def _recorded(parts: Sequence[LayerParts], wanted: Collection[int] | None) -> Collection[int]:
+    """The layers that are recorded: of modules that several layers share, all, to know whose call each is."""
+    shared = len({part.layer for part in parts}) < len(parts)
+    return range(len(parts)) if wanted is None or shared else sorted(wanted)
+
+
+def work_of(shape: Shape, tokens: int, itemsize: int, wanted: Collection[int]) -> Work:
+    """Of `capture`: inputs and outputs of the wanted layers, and the scores of one layer as they become weights."""
     heads = shape.widest.heads
-    calls = sum(tokens * (12 * shape.width + 2 * layer.d_ff) for layer in shape.layers)
+    calls = sum(tokens * (12 * shape.width + 2 * shape.layers[i].d_ff) for i in wanted)
     return kept(calls * itemsize).then(passing(3 * heads * tokens**2 * itemsize))
 
 
-def capture(model: Model, given: torch.Tensor) -> Captured:
-    """Runs the model once and keeps every layer's calls, all in the model's own precision.
+def capture(model: Model, given: torch.Tensor, wanted: Collection[int] | None = None) -> Captured:
+    """Runs the model once and keeps the wanted layers' calls, or those of all, in the model's own precision.
 
     given   token ids (T,), or what a model reads that reads no text, such as pixels (channels, height, width)
 
     Raises VerificationError where this package's attention is not the model's.
     """
     modules: dict[str, nn.Module] = {}
-    for index, parts in enumerate(model.parts):
+    for index in _recorded(model.parts, wanted):
+        parts = model.parts[index]
         modules[f"{index}.layer"] = parts.layer
         modules |= {f"{index}.{name}": module for name, module in parts.items(recorded=True)}
     if model.final_norm is not None:
@@ -152,7 +159,8 @@ def capture(model: Model, given: torch.Tensor) -> Captured:
     calls: dict[str, Call] = {}
     layers = [parts.layer for parts in model.parts]
     inside = layers if model.final_norm is None else [*layers, model.final_norm]
-    with torch.no_grad(), attention.proved(), genuine_inside(dict.fromkeys(inside)), record(modules, calls):
+    turns = nullcontext() if model.streamed is None else model.streamed.in_turn()
+    with torch.no_grad(), turns, attention.proved(), genuine_inside(dict.fromkeys(inside)), record(modules, calls):
         try:
             model.base(**_arguments(model, given))
         except (torch.OutOfMemoryError, TightpassError):

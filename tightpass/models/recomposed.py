@@ -8,6 +8,7 @@ from tightpass.errors import VerificationError
 from tightpass.models.branches import Function, recomposed
 from tightpass.models.capture import Captured, first
 from tightpass.models.genuine import genuine
+from tightpass.models.parts import LayerParts
 
 ALLOWED = {torch.float64: 1e-12, torch.float32: 1e3 * torch.finfo(torch.float32).eps}
 """Difference relative to the layer's output that rounding may leave."""
@@ -15,13 +16,13 @@ DRAWS, SAFETY = 3, 100.0
 """Perturbed inputs that show how far rounding may carry, and how much more than they show is allowed."""
 
 
-def check_recomposed(captured: Captured, index: int) -> None:
+def check_recomposed(captured: Captured, index: int, parts: LayerParts) -> None:
     """Raises VerificationError if x + attention and then + MLP, or both at x, is not what the layer gave.
 
     This finds what the row forgets: a norm behind a branch, a multiplier, a residual inside of a module, branches that stand
     side by side.
     """
-    parts, call = captured.parts[index], captured.call(index, "layer")
+    call = captured.call(index, "layer")
     x, y = (at.reshape(-1, at.shape[-1]) for at in (call.x, call.y))
 
     def layer(x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from tightpass.models.architecture import built, tower_of
 from tightpass.models.families.base import Family, family_of
 from tightpass.models.linear import out_features
-from tightpass.models.parts import LayerParts, parts_of
+from tightpass.models.parts import LayerParts, parts_of, token_embedding
 from tightpass.models.signal import Signal
 
 SAID = {
@@ -51,6 +51,8 @@ class Shape:
     width        of the residual stream, d
     positions    the most tokens that there are positions for; None for no limit
     parameters   of the whole base model
+    outside      those that are neither in a layer nor in the table of token embeddings
+    largest_layer, largest_weight    parameters of the largest layer, and of the largest one in a layer
     causal       whether a token sees those before it alone
     noted        where the configuration says otherwise, in words
     reads        what the model reads, where that is no text
@@ -60,6 +62,9 @@ class Shape:
     width: int
     positions: int | None
     parameters: int
+    outside: int
+    largest_layer: int
+    largest_weight: int
     causal: bool
     noted: tuple[str, ...]
     reads: Signal | None = None
@@ -89,7 +94,7 @@ def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts])
         layers=layers,
         width=width,
         positions=positions,
-        parameters=sum(p.numel() for p in base.parameters()),
+        **_counted(base, parts),
         causal=family.causal(config),
         noted=(
             *_differences(config, whole, family.unnumbered(config)),
@@ -102,6 +107,20 @@ def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts])
 def _width(parts: Sequence[LayerParts], config: Any) -> int:
     """Of the residual stream: what an output projection gives, where a layer has one."""
     return next((out_features(p.projection) for p in parts if p.has_attention), None) or int(config.hidden_size)
+
+
+def _counted(base: nn.Module, parts: Sequence[LayerParts]) -> dict[str, int]:
+    """Parameters: of all, of what stays of a model whose layers come and go, and of the largest of these."""
+    layers = {part.layer: [p.numel() for p in part.layer.parameters()] for part in parts}
+    embedding = token_embedding(base)
+    total = sum(p.numel() for p in base.parameters())
+    table = 0 if embedding is None else embedding.weight.numel()
+    return {
+        "parameters": total,
+        "outside": total - table - sum(map(sum, layers.values())),
+        "largest_layer": max(map(sum, layers.values())),
+        "largest_weight": max(map(max, layers.values())),
+    }
 
 
 def _said(config: Any, size: str) -> int | None:

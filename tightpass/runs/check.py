@@ -69,7 +69,9 @@ def resolve(config: Config, given: Any = None, signal: Given | None = None) -> R
         config = config.model_copy(update={"tokens": len(read.ids)})
     listed = blocks_of(config, shape)
     limit = memory_limit(config.memory)
-    return Resolved(config, source, shape, plan_for(config, shape, listed, limit), limit, config.directory(), read)
+    return Resolved(
+        config, source, shape, plan_for(config, shape, listed, limit, source), limit, config.directory(), read
+    )
 
 
 def read_signal(config: Config, shape: Shape, signal: Given, location: str | None) -> Tokens | None:

@@ -50,6 +50,12 @@ def blocks_of(config: Config, shape: Shape) -> list[Options]:
     return listed
 
 
+def layers_of(listed: Sequence[Options]) -> list[int] | None:
+    """The layers that blocks are of; None where one of them is of all."""
+    found = {block.layer for block in listed}
+    return None if None in found else sorted(layer for layer in found if layer is not None)
+
+
 def _places(config: Config, shape: Shape) -> list[tuple[int | None, int | None]]:
     """Layer and head of each; of block `head` all heads, unless one is asked for. `all` layers are those that have such a block."""
     if config.block == "model":

@@ -15,10 +15,11 @@ from tightpass.evidence import collect, leading
 from tightpass.jacobians import operator
 from tightpass.jacobians.forms.closed import cost_of
 from tightpass.jacobians.twice.block import cost_of as cost_of_twice
-from tightpass.models import blocks, capture
-from tightpass.models.loading import DTYPES
+from tightpass.models import blocks, capture, streamed
+from tightpass.models.loading import DTYPES, Source
 from tightpass.models.options import Options
 from tightpass.models.shape import Shape
+from tightpass.runs.jobs import layers_of
 from tightpass.runs.prompts import texts_of
 from tightpass.runs.question import Config
 from tightpass.spectra import exact
@@ -35,7 +36,8 @@ PROCESS_BYTES = 520 * 2**20
 @dataclass(frozen=True)
 class Plan:
     """Names of the jobs, how many texts each is done for, and for the whole run: FLOPs, bytes on disk, peak bytes of memory,
-    and how many of those are the process and its model, once loaded."""
+    how many of those are the process and its model, once loaded, and whether the model's layers are read from the files one at a
+    time, since all together they do not fit."""
 
     model: str
     weights: str
@@ -48,6 +50,7 @@ class Plan:
     disk: int
     memory: int
     loaded: int
+    in_turn: bool
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,20 +61,36 @@ def prompt_count(config: Config) -> int:
     return 1 if config.prompts is None else len(texts_of(config))
 
 
-def plan_for(config: Config, shape: Shape, listed: Sequence[Options], limit: int) -> Plan:
-    """The plan for a model of a shape, whose jobs may take so many bytes of memory."""
+def plan_for(config: Config, shape: Shape, listed: Sequence[Options], limit: int, source: Source | None) -> Plan:
+    """The plan for a model of a shape, whose jobs may take so many bytes of memory; in turn only where it does not fit whole.
+
+    source   where its files are, if it has any
+    """
+    label = config.weights if source is None or config.weights == "random" else source.stored_as
+    whole = _planned(config, shape, listed, limit, label, in_turn=False)
+    if whole.memory <= limit or source is None or config.weights == "random" or config.block == "model":
+        return whole
+    return _planned(config, shape, listed, limit, label, in_turn=True)
+
+
+def _planned(config: Config, shape: Shape, listed: Sequence[Options], limit: int, weights: str, in_turn: bool) -> Plan:
     T, d = config.tokens, shape.width
     structure, size = structure_of(config.block, shape), DTYPES[config.dtype].itemsize
     layout = Layout(structure, T, T, d, d, config.dtype)
     job = _job(config, shape, layout, limit)
     values = min(layout.shape) if config.forms_jacobian else _k(config, layout)
     results = len(listed) * records.bytes_of(layout.shape, values, config.vectors, size)
-    loaded = PROCESS_BYTES + shape.parameters * size
-    run = capture.work_of(shape, T, size).then(kept(2 * results), job)  # results are read back as they are written
+    model = streamed.kept_bytes(shape, T, size) if in_turn else shape.parameters * size
+    loaded = PROCESS_BYTES + model
+    calls = capture.work_of(shape, T, size, layers_of(listed) or range(len(shape.layers)))
+    if in_turn:
+        calls = calls.then(streamed.work_of_turns(shape, size))
+        job = streamed.work_of_held(shape, size).then(job).dropped()
+    run = calls.then(kept(2 * results), job)  # results are read back as they are written
     shards = (1 if config.discard_jacobian else len(listed)) * layout.bytes if config.forms_jacobian else 0
     return Plan(
         model=config.model,
-        weights=config.weights,
+        weights=weights,
         jobs=tuple(options.name for options in listed),
         shape=layout.shape,
         structure=structure.name,
@@ -81,6 +100,7 @@ def plan_for(config: Config, shape: Shape, listed: Sequence[Options], limit: int
         disk=prompt_count(config) * (shards + results),
         memory=loaded + run.peak,
         loaded=loaded,
+        in_turn=in_turn,
     )
 
 

@@ -16,7 +16,7 @@ from tightpass.errors import InputError
 from tightpass.jacobians.checked import build_checked
 from tightpass.models.capture import capture
 from tightpass.models.inputs import Given
-from tightpass.models.loading import Model, check_given, load_model
+from tightpass.models.loading import Model, check_dtype, check_given, choose_device, load_model, loaded
 from tightpass.models.options import Options
 from tightpass.models.tokens import Tokens, tokenize
 from tightpass.report.say import say
@@ -33,7 +33,7 @@ from tightpass.runs.directory import (
 )
 from tightpass.runs.engine import Workplace, do, has_shard
 from tightpass.runs.executors.serial import serial
-from tightpass.runs.jobs import Job, blocks_of, identity_of
+from tightpass.runs.jobs import Job, blocks_of, identity_of, layers_of
 from tightpass.runs.made import provenance_of
 from tightpass.runs.opened import Run, open, open_single
 from tightpass.runs.prompts import Prompts, directory_of
@@ -92,7 +92,9 @@ def answer(
 
 def _model(asked: Resolved, given: torch.nn.Module | None) -> Model:
     c = asked.config
-    return load_model(given or asked.source, c.dtype, c.device, c.weights, c.seed, asked.memory)
+    if asked.source is None:
+        return load_model(given, c.dtype, c.device)
+    return loaded(asked.source, check_dtype(c.dtype), choose_device(c.device), c.weights, c.seed, asked.plan.in_turn)
 
 
 def _answer(model: Model, asked: Resolved, progress: Progress | None) -> None:
@@ -100,6 +102,8 @@ def _answer(model: Model, asked: Resolved, progress: Progress | None) -> None:
     config, directory = asked.config, asked.directory
     if model.shape.noted:
         say(f"{model.name} is not what its configuration says, and is taken as it is: {'; '.join(model.shape.noted)}")
+    for note in model.notes:
+        say(note)
     if config.prompts is None:
         _compute(model, config, directory, asked.memory, progress, asked.read)
         return
@@ -147,7 +151,7 @@ def _compute(
     tokens = read or tokenize(model, config.tokens, config.text, config.special, config.seed)
     if tokens.random:
         say(f"{model.name} gets {tokens.origin}; the numbers are those of no {tokens.subject}")
-    place = Workplace(directory, capture(model, tokens.given), tokens)
+    place = Workplace(directory, capture(model, tokens.given, layers_of(listed)), tokens)
     build_checked(place.captured, listed[0])  # the load-time checks, before anything is written
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory):
