@@ -18,6 +18,7 @@ from common import read, save, table
 from trust_tables import TRUST_TABLES
 
 import tightpass as tp
+from tightpass.report.fold import fold
 from tightpass.report.table import as_json
 
 ROOT = Path(__file__).parent.parent
@@ -65,11 +66,10 @@ def words(job: dict) -> str:
     return f"{job['flag']}, {job['confidence']}"
 
 
-def power(value: float | None) -> str:
-    """ "10^12" for a fall, "2.0" for a small one."""
-    if value is None:
-        return "–"
-    return f"10^{math.floor(math.log10(value))}" if value >= 100 else f"{value:.1f}"
+def cliff(job: dict) -> str:
+    """As the table of a run has it; JSON has null for a fall to exactly 0."""
+    none = job["cliff_index"] is None
+    return "–" if none else fold(math.inf if job["cliff_ratio"] is None else job["cliff_ratio"])
 
 
 def verdicts(name: str) -> str:
@@ -77,8 +77,8 @@ def verdicts(name: str) -> str:
     rows = []
     for j in jobs:
         rank = str(j["rank_low"]) if j["rank_low"] == j["rank_high"] else f"{j['rank_low']}–{j['rank_high']}"
-        knees = ", ".join(f"{k['ratio']:.1f}-fold after {k['index']}" for k in j["knees"][:2]) or "–"
-        rows.append([f"`{j['job']}`", rank, words(j), str(j["size"]), str(j["bound"]), power(j["cliff_ratio"]), knees,
+        knees = ", ".join(f"{fold(k['ratio'])}-fold after {k['index']}" for k in j["knees"][:2]) or "–"
+        rows.append([f"`{j['job']}`", rank, words(j), str(j["size"]), str(j["bound"]), cliff(j), knees,
                      f"{j['stable_rank']:.0f}", str(j["k90"]), str(j["k99"]), f"{j['floor'] / j['sigma_1']:.0e}"])  # fmt: skip
     return table(
         [

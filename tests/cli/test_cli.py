@@ -42,6 +42,8 @@ def place(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "L03.mlp" in done.stdout
     assert done.stderr == ""
+    (path / "empty.txt").touch()
+    (path / "blank.txt").write_text("\n  \n\t\n")
     return path
 
 
@@ -114,6 +116,7 @@ def test_random_weights_say_so(place):
 
 BAD = [
     (["run", "--model", "opt-124m"], 2, "nearest known names: opt-125m"),
+    (["run", "--model", "gpt2"], 2, "a Hub id such as openai-community/gpt2 (from the network, or its local cache)"),
     (["run", "--model", "facebook/opt-125m"], 2, "--weights random"),
     (["run", "--model", "opt-125m"], 2, "--model demo"),
     (["run", "--text", "too short"], 2, "64 were asked for"),
@@ -126,7 +129,7 @@ BAD = [
     (["run", "--layers", "3-1"], 2, "runs upwards, got 3-1"),
     (["run", "--block", "layer", "--residual"], 2, "always contains its residuals"),
     (["run", "--out", "a/run.yaml"], 2, "is a file"),
-    (["run", "--out", "a/run.yaml/b", "--layers", "0", "--tokens", "2"], 2, "Not a directory"),
+    (["run", "--out", "a/run.yaml/b", "--layers", "0", "--tokens", "2"], 2, "a/run.yaml is a file"),
     (["run", "--out", "~nobody-of-that-name/x"], 2, "no such user"),
     (["run", "--seed", "99999999999999999999"], 2, "seed"),
     (["run", "--layers", "first"], 2, "layers must be all"),
@@ -137,7 +140,12 @@ BAD = [
     (["run", "--memory", "lots"], 2, "memory must be a size"),
     (["plan", "--block", "attn", "--tokens", "200", "--memory", "1GiB"], 5, "The smallest that fits: --memory"),
     (["run", "--block", "head", "--head", "4"], 2, "heads 0..3, got 4"),
-    (["run", "--head", "1"], 2, "--head belongs to --block head"),
+    (["run", "--block", "head", "--head", "-1"], 2, "layer 0 of demo has heads 0..3, got -1"),
+    (["run", "--block", "head", "--head", "first"], 2, "head: expected a whole number, got 'first'"),
+    *(
+        (["run", "--block", kind, "--head", "1"], 2, f"got block `{kind}`")
+        for kind in ("mlp", "attn", "layer", "model")
+    ),
     (["run", "--text-file", "nowhere.txt"], 2, "cannot read nowhere.txt"),
     (["run", "--text", "x", "--text-file", "y"], 2, "not both"),
     (["run", "--config", "nowhere.yaml"], 2, "cannot read nowhere.yaml"),
@@ -154,6 +162,36 @@ BAD = [
     (["show", "nowhere"], 2, "not a run directory"),
     (["verify", "nowhere"], 2, "not a run directory"),
     (["frobnicate"], 2, "frobnicate"),
+    (["run", "--prompts", "empty.txt"], 2, "empty.txt has no prompt; write one a line"),
+    (["run", "--prompts", "blank.txt"], 2, "blank.txt has no prompt; write one a line"),
+    (["run", "--prompts", "nowhere.txt"], 2, "cannot read nowhere.txt: No such file or directory"),
+    (["run", "--prompts", "a"], 2, "cannot read a: Is a directory"),
+    (["plan", "--prompts", "blank.txt"], 2, "blank.txt has no prompt"),
+    (["plan", "--tokens", "none"], 2, "tokens: expected a whole number, got 'none'"),
+    (["plan", "--colour", "red"], 2, "--colour"),
+    (["plan", "demo"], 2, "demo"),
+    (["models", "--model", "demo"], 2, "--model"),
+    (["models", "opt"], 2, "opt"),
+    (["doctor", "--block"], 2, "--block"),
+    (["doctor", "now"], 2, "now"),
+    (["show"], 2, "DIR"),
+    (
+        [
+            "plan",
+            "--model",
+            "opt-125m",
+            "--weights",
+            "random",
+            "--block",
+            "attn",
+            "--tokens",
+            "2000",
+            "--memory",
+            "900TiB",
+        ],
+        5,
+        "on disk",
+    ),
 ]
 
 

@@ -120,6 +120,40 @@ def test_a_reader_that_has_seen_enough_is_no_error(place):
     assert (done.stdout.count(b"\n"), done.stderr) == (1, b"")
 
 
+PRINTING = [
+    "--help",
+    "show a",
+    "models",
+    *(
+        pytest.param(command, marks=SLOW)
+        for command in (
+            "--version",
+            "run --help",
+            "show a --explain",
+            "show a --json",
+            "compare a a",
+            "verify a",
+            "plan --tokens 2",
+            "plan --tokens 2 --json",
+            "doctor",
+            "run --tokens 2 --layers 1 --discard-jacobian --out a",
+            "",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("command", PRINTING)
+def test_a_reader_that_stops_at_once_is_no_error(place, command):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*COMMAND, *command.split()], cwd=place, stdout=writing, stderr=subprocess.PIPE, env=os.environ, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_check_that_cannot_be_printed_has_been_made(place):
     done = process("verify", "a", cwd=place, shell=">&-")
     said = b"the results could not be printed (stdout is closed); all checks passed\n"

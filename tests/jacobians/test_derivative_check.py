@@ -12,8 +12,10 @@ from torch import nn
 import tightpass as tp
 from tightpass.errors import VerificationError
 from tightpass.jacobians.derivative import check_by_formulas
+from tightpass.jacobians.perturbed import rounding
 from tightpass.jacobians.twice.block import twice
 from tightpass.models.blocks import check_by_differences
+from tightpass.models.differences import direction
 
 
 def norm_then(act, d=12):
@@ -161,3 +163,26 @@ def test_a_derivative_that_is_not_finite_is_said_to_be():
         VerificationError, match="is not finite: float32's range ends inside; load the model in float64"
     ):
         check_by_formulas(altered(block, lambda block, f, dtype: lambda at: f(at) * torch.inf), twice(block))
+
+
+@pytest.mark.parametrize(("roundings", "refused"), [(8, False), (32, True)])
+def test_a_slope_is_refused_once_more_roundings_than_any_right_one_had_are_between(roundings, refused):
+    """Right ones were off by up to one rounding, mistakes by 1e4: sixteen lie between."""
+    block = hostile(388)
+    v = direction(block.x)
+
+    def pushed():
+        return torch.func.jvp(block.in_precision(torch.float64).function(), (block.x,), (v,))[1].detach()
+
+    size = float(pushed().norm())
+    off = roundings * (rounding(pushed) / size + torch.finfo(torch.float64).eps)
+
+    def steeper(block, f, dtype):
+        x = block.x.to(dtype)
+        return lambda at: f(x + (1 + off) * (at - x))
+
+    if not refused:
+        check_by_formulas(altered(block, steeper), twice(block))
+        return
+    with pytest.raises(VerificationError, match=r"differs from its formulas"):
+        check_by_formulas(altered(block, steeper), twice(block))

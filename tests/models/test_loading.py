@@ -301,3 +301,29 @@ def test_paths_and_types_are_taken_for_what_they_name(tmp_path):
     model = tp.load_model(tmp_path, dtype=np.float32)
     assert model.dtype is torch.float32
     assert model.name == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "pythia-70m", "gpt-neo-125m", "qwen2", "mistral", "phi-2"])
+def test_names_of_families_that_have_no_short_one(name):
+    """Most families are served and none of their models is packaged: what works is said, not what is spelt a little alike."""
+    with pytest.raises(tp.InputError, match=r"a Hub id such as openai-community/gpt2 \(from the network") as error:
+        tp.load_model(name)
+    assert "nearest" not in str(error.value)
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("opt125m", ["opt-125m"]),
+        ("OPT-125M", ["opt-125m"]),
+        ("opt-125", ["opt-125m"]),
+        ("bert-base", ["bert-base-uncased"]),
+        ("bert", ["bert-base-uncased", "bert-large-uncased"]),
+        ("demo2", ["demo"]),
+        ("opt", ["opt-125m", "opt-350m", "opt-1.3b"]),
+    ],
+)
+def test_a_slip_of_the_pen_is_told_what_was_meant(name, near):
+    with pytest.raises(tp.InputError, match=rf"unknown model '{name}'; nearest known names: {', '.join(near)}\n"):
+        tp.load_model(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -159,6 +160,16 @@ def test_prompts_from_a_file_continue_where_they_stopped(tmp_path, capsys, monke
     document = json.loads(call(capsys, monkeypatch, "show", out, "--json")[1])
     assert [prompt["name"] for prompt in document["prompts"]] == ["001", "002", "003"]
     assert {row["measure"] for row in document["spread"]} >= {"rank_low", "stable_rank", "knee_index"}
+
+
+def test_prompts_are_opened_by_their_records(prompts, tmp_path):
+    """As where a run of several was killed before it gathered the first."""
+    copy = shutil.copytree(prompts.directory, tmp_path / "p")
+    for path in copy.glob("prompts/*/results.h5"):
+        path.unlink()
+    assert tp.open(copy).names == ["001", "002"]
+    assert tp.open(copy).unfinished == 0
+    assert len(tp.verify(copy)) == 4
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from commands import call
 
 import tightpass as tp
 from tightpass.store import journal, records, results
@@ -179,16 +180,60 @@ def test_verify_finds_a_flipped_byte_and_a_lost_shard(finished):
     lines = tp.verify(finished.directory)
     assert len(lines) == 2
     path = finished.directory / "shards/L02.mlp.h5"
-    with h5py.File(path) as file:
-        offset = file["jacobian"].id.get_chunk_info(3).byte_offset
-    data = bytearray(path.read_bytes())
-    data[offset + 1000] ^= 1
-    path.write_bytes(data)
+    flip(path, 3)
     with pytest.raises(tp.VerificationError, match="damaged"):
         tp.verify(finished.directory)
     path.unlink()
     with pytest.raises(tp.VerificationError, match="is missing"):
         tp.verify(finished.directory)
+
+
+def flip(path, number):
+    """One byte of a chunk of a shard."""
+    with h5py.File(path) as file:
+        offset = file["jacobian"].id.get_chunk_info(number).byte_offset
+    data = bytearray(path.read_bytes())
+    data[offset + 1000] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_verify_names_every_damaged_file(tmp_path, record, capsys, monkeypatch):
+    """Also where a record is, so that the others can no longer be compared with it."""
+    directory = tp.run(**QUESTION | {"layers": "0-3"}, out=str(tmp_path / "a")).directory
+    damaged = ["shards/L00.mlp.h5", "shards/L02.mlp.h5", "results.h5"]
+    for name in damaged[:2]:
+        flip(directory / name, 3)
+    with h5py.File(directory / "results.h5", "r+") as file:
+        file["L01.mlp/singular_values"][0] *= 1.0001
+    if record:
+        damaged.append("records/L03.mlp.h5")
+        (directory / "records/L03.mlp.h5").write_bytes(b"")
+    else:
+        damaged.append("shards/L01.mlp.h5")
+        (directory / "shards/L01.mlp.h5").unlink()
+    code, out, err = call(capsys, monkeypatch, "verify", directory)
+    assert (code, out) == (4, "")
+    lines = err.removeprefix("error: ").splitlines()
+    assert len(lines) == 4
+    for name in damaged:
+        assert sum(f"{directory / name}" in line for line in lines) == 1
+    with pytest.raises(tp.VerificationError) as error:
+        tp.verify(directory)
+    assert str(error.value).splitlines() == lines
+
+
+def test_verify_names_the_damaged_files_of_all_prompts(tmp_path):
+    prompts = ["The first of three prompts is this.", "This is the second one.", "And this is the third of them."]
+    directory = tp.run(**QUESTION, prompts=prompts, out=str(tmp_path / "p")).directory
+    damaged = [directory / f"prompts/{number}/shards/L02.mlp.h5" for number in ("001", "003")]
+    for path in damaged:
+        flip(path, 0)
+    with pytest.raises(tp.VerificationError) as error:
+        tp.verify(directory)
+    first, second = str(error.value).splitlines()
+    assert str(damaged[0]) in first
+    assert str(damaged[1]) in second
 
 
 def test_verify_finds_a_changed_spectrum(finished):

@@ -17,13 +17,20 @@ def ending_well(act: Callable[[], Any]) -> NoReturn:
         code = act() or 0
         sys.stdout.flush()
         sys.exit(code)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except (BrokenPipeError, SystemExit) as error:
+        if not _is_for_want_of_a_reader(error):
+            raise
         give_up_stdout()
         sys.exit(0)
     except OSError as error:
         give_up_stdout()
         say(f"error: {unprinted(error)}")
         sys.exit(2)
+
+
+def _is_for_want_of_a_reader(error: BaseException) -> bool:
+    """Whether the reader, such as `head`, has seen enough. Typer and rich, which print as well, make an exit with code 1 of it."""
+    return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
 
 
 def unprinted(error: OSError) -> str:

@@ -10,7 +10,7 @@ from tightpass import doors
 from tightpass.errors import InputError, VerificationError
 from tightpass.evidence.collect import collect
 from tightpass.evidence.leading import DEFAULT_K, leading_spectrum
-from tightpass.jacobians.operator import Jacobian
+from tightpass.jacobians.operator import Jacobian, Transposed
 from tightpass.jacobians.written import Written
 from tightpass.rank.floor import Floor, storage
 from tightpass.rank.records import Evidence, Part
@@ -23,8 +23,8 @@ from tightpass.structure import Source
 METHODS = ("auto", "exact", "topk")
 
 
-def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0, k: int | None = None) -> Spectrum:
-    """The singular values of a Jacobian, with floor, labels and rank.
+def spectrum(J: Jacobian | Transposed, method: str = "auto", vectors: int = 0, k: int | None = None) -> Spectrum:
+    """The singular values of a Jacobian, or of its transpose J.T, with floor, labels and rank.
 
     method   "auto" or "exact": all values, J is written out in memory; "topk": the k leading ones, J is never formed
     vectors  how many leading singular vectors to keep as U, Vh, with residuals
@@ -33,6 +33,8 @@ def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0, k: int | None 
     Raises VerificationError if the values cannot be verified.
     """
     check_method(method)
+    if isinstance(J, Transposed):
+        return transposed(spectrum(J.T, method, vectors, k), J)
     if not isinstance(J, Jacobian):
         raise InputError(f"spectrum expects the result of tightpass.jacobian, got {type(J).__name__}")
     if isinstance(vectors, bool) or not isinstance(vectors, int | np.integer):
@@ -47,6 +49,20 @@ def spectrum(J: Jacobian, method: str = "auto", vectors: int = 0, k: int | None 
     evidence = collect(J, written.kept.append, written.panels)
     found = verdict(written, evidence, J.name, J.tokens_in, vectors, J.factors)
     return replace(found, checks=(*found.checks, *J.looked))
+
+
+def transposed(s: Spectrum, of: Transposed) -> Spectrum:
+    """That of Jᵀ: the same values, known as well, their vectors exchanged, and every distance t − s the other way."""
+    why = s.evidence.explanation
+    turned = None if why.distances is None else tuple((-apart, share) for apart, share in reversed(why.distances))
+    return replace(
+        s,
+        name=of.name,
+        tokens=of.tokens_in,
+        evidence=replace(s.evidence, explanation=replace(why, distances=turned)),
+        U=None if s.Vh is None else s.Vh.T.copy(),
+        Vh=None if s.U is None else s.U.T.copy(),
+    )
 
 
 def verdict(

@@ -344,6 +344,15 @@ class Transposed(Operator):
         return self._J
 
     @property
+    def name(self) -> str:
+        return f"{self._J.name}.T"
+
+    @property
+    def tokens_in(self) -> int:
+        """What comes in is what J gives."""
+        return self._J.tokens_out
+
+    @property
     def shape(self) -> tuple[int, int]:
         return self._J.shape[1], self._J.shape[0]
 

@@ -47,6 +47,12 @@ INCIDENTAL = {
     "use_cache",
 }
 WEIGHTS = ("pretrained", "random")
+NEAR = 0.75
+"""How much of two names must be the same for one to be meant by the other."""
+EXPECTED = (
+    "expected a local directory, a Hub id such as openai-community/gpt2 (from the network, or its local cache), "
+    "or one of `tightpass models`"
+)
 
 
 @dataclass(frozen=True)
@@ -179,16 +185,17 @@ def locate(name: str) -> Source:
     if path.is_file():
         raise InputError(f"unknown model {doors.shown(name)}: that is a file; give the directory that it lies in")
     if slash:
-        raise InputError(
-            f"unknown model {doors.shown(name)}: there is no directory {path.absolute()}\n"
-            "expected one of `tightpass models`, a local directory, or a Hub id OWNER/NAME"
-        )
-    known = ["demo", *ALIASES, *packages.PACKAGES]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:4]
-    raise InputError(
-        f"unknown model {name!r}; nearest known names: {', '.join(near)}\n"
-        "expected one of `tightpass models`, a local directory, or a Hub id OWNER/NAME"
-    )
+        raise InputError(f"unknown model {doors.shown(name)}: there is no directory {path.absolute()}\n{EXPECTED}")
+    near = nearest(name)
+    said = f"; nearest known names: {', '.join(near)}" if near else ""
+    raise InputError(f"unknown model {doors.shown(name)}{said}\n{EXPECTED}")
+
+
+def nearest(name: str) -> list[str]:
+    """Short names that a name begins, or is a slip of the pen away from."""
+    known, name = ["demo", *ALIASES, *packages.PACKAGES], name.lower()
+    begun = [other for other in known if other.startswith(name)]
+    return begun[:3] or difflib.get_close_matches(name, known, n=3, cutoff=NEAR)
 
 
 def _inside(directory: Path) -> Path:

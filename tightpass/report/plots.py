@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tightpass.rank.spectrum import Spectrum
+from tightpass.report.fold import fold
 from tightpass.store.publish import published
 
 # A stale font cache makes matplotlib list every font it misses; the figures fall back to DejaVu Sans,
@@ -181,9 +182,7 @@ def _mark_cliff(axes: Axes, s: Spectrum) -> None:
     assert s.cliff is not None
     axes.axvline(s.cliff.index, color="black", lw=0.7, ls=":")
     left = s.cliff.index < 0.6 * len(s.values)
-    ratio = min(s.cliff.ratio, 1e300)
-    least = f"$10^{{{np.floor(np.log10(ratio)):.0f}}}$" if ratio >= 100 else f"{np.floor(ratio):.0f}"
-    fall = f"\nfalls ≥ {least}-fold" if ratio >= 10 else ""
+    fall = f"\nfalls ≥ {_set(fold(s.cliff.ratio))}-fold" if s.cliff.ratio >= 10 else ""
     axes.annotate(
         f"rank {s.rank}{fall}",
         (s.cliff.index, 0.97 if left else 0.5),
@@ -194,3 +193,9 @@ def _mark_cliff(axes: Axes, s: Spectrum) -> None:
         va="top",
         fontsize=8,
     )
+
+
+def _set(text: str) -> str:
+    """A power as mathematics has it."""
+    base, power, exponent = text.partition("^")
+    return f"${base}^{{{exponent}}}$" if power else text

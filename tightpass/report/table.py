@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from tightpass.rank.knee import Fall
 from tightpass.rank.spectrum import Spectrum
+from tightpass.report.fold import fold
 
 if TYPE_CHECKING:  # takes half a second, where a table of it is not asked for
     import pandas as pd
@@ -94,8 +94,8 @@ def rich_table(spectra: Sequence[Spectrum], title: str) -> Table:
             str(s.size),
             str(s.evidence.bounds[0].rank),
             s.rank.words + (f", {s.evidence.kinks} kinks" if s.evidence.kinks else ""),
-            _cliff(s.cliff),
-            f"{_ratio(s.knees[0])} @ {s.knees[0].index}" if s.knees else "–",
+            "–" if s.cliff is None else fold(s.cliff.ratio),
+            f"{fold(s.knees[0].ratio)} @ {s.knees[0].index}" if s.knees else "–",
             f"{m.stable_rank:.1f}",
             *(f"> {len(s.values)}" if k is None else str(k) for k in m.energy_ranks[:2]),
             f"{sigma1:.3g}",
@@ -109,16 +109,6 @@ CAPTION = (
     "bound: the most that structure allows · cliff: the fall into the floor\n"
     "knee: the steepest fall above it @ its index · stable: ‖J‖_F²/σ₁² · 90 %, 99 %: directions that carry that share of ‖J‖_F²"
 )
-
-
-def _cliff(fall: Fall | None) -> str:
-    if fall is None or fall.ratio < 10 or math.isinf(fall.ratio):
-        return _ratio(fall)
-    return f"10^{math.floor(math.log10(fall.ratio))}"
-
-
-def _ratio(fall: Fall | None) -> str:
-    return "–" if fall is None else f"×{fall.ratio:.1f}"
 
 
 def as_json(spectra: Sequence[Spectrum]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from tightpass.models.inputs import Given, check_tokens, read_input, refuse_text
 from tightpass.models.loading import WEIGHTS, Source, check_dtype, choose_device, locate, planned_shape
 from tightpass.models.shape import Shape, shape_of
 from tightpass.models.tokens import Tokens, check_count
+from tightpass.runs.directory import existing_part
 from tightpass.runs.jobs import blocks_of
 from tightpass.runs.plan import Plan, plan_for
 from tightpass.runs.prompts import texts_of
@@ -141,7 +142,7 @@ def check_fits(asked: Resolved) -> None:
                 else ", and so does --method topk"
             )
         )
-    existing = next(p for p in [directory, *directory.absolute().parents] if p.exists())
+    existing = existing_part(directory)
     free = shutil.disk_usage(existing).free
     if planned.disk > free:
         raise DoesNotFitError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -150,10 +151,28 @@ def remove_abandoned_parts(directory: Path) -> None:
             part.unlink(missing_ok=True)
 
 
+def existing_part(directory: Path) -> Path:
+    """The directory, or the nearest one above it that is there; a file, where that is in its place."""
+    return next(place for place in [directory, *directory.absolute().parents] if place.exists())
+
+
+def refuse_place(directory: Path) -> None:
+    """Raises InputError where no new run can be written. One that is there may be finished, and then nothing has to be."""
+    place = existing_part(directory)
+    if not place.is_dir():
+        raise InputError(f"{place} is a file; --out needs a directory")
+    if not question_path(directory).is_file():
+        refuse_unwritable(place)
+
+
+def refuse_unwritable(place: Path) -> None:
+    """Raises InputError for a directory that this process may not write to."""
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{place} cannot be written to: permission denied; choose another --out")
+
+
 def refuse_other_question(directory: Path, config: Config) -> None:
     """Raises InputError if the directory holds another run, or files that are no run."""
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file; --out needs a directory")
     if not directory.exists() or all(_is_left_of_question(path) for path in directory.iterdir()):
         return
     if not (question_path(directory)).is_file():

@@ -46,7 +46,7 @@ def blocks_of(config: Config, shape: Shape) -> list[Options]:
     places = _places(config, shape)
     listed = [Options(config.block, layer, head, config.norm, config.residual) for layer, head in places]
     for block in listed:
-        check_options(shape, block)
+        check_options(shape, block, config.model)
     return listed
 
 

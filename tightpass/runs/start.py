@@ -26,6 +26,8 @@ from tightpass.runs.directory import (
     journal_path,
     record_path,
     refuse_other_question,
+    refuse_place,
+    refuse_unwritable,
     remove_abandoned_parts,
     results_path,
     whole_records,
@@ -82,6 +84,7 @@ def answer(
 ) -> Run | Prompts:
     """`run` for a config; `given` replaces the loading of a model."""
     asked = resolve(config, given, signal)
+    refuse_place(asked.directory)
     refuse_other_question(asked.directory, asked.config)
     check_fits(asked)
     with threads(config.threads):
@@ -110,10 +113,12 @@ def _answer(model: Model, asked: Resolved, progress: Progress | None) -> None:
     texts = list(config.prompts)
     _check_prompts(model, texts, config)
     directory.mkdir(parents=True, exist_ok=True)
-    write_question(directory, config)
-    for number, text in enumerate(texts, start=1):
-        own = config.model_copy(update={"text": text, "prompts": None})
-        _compute(model, own, directory_of(directory, number), asked.memory, _counted(progress, number, len(texts)))
+    with exclusive(directory):
+        refuse_other_question(directory, config)  # another run may have come first
+        write_question(directory, config)
+        for number, text in enumerate(texts, start=1):
+            own = config.model_copy(update={"text": text, "prompts": None})
+            _compute(model, own, directory_of(directory, number), asked.memory, _counted(progress, number, len(texts)))
 
 
 def _check_prompts(model: Model, texts: list[str], config: Config) -> None:
@@ -159,7 +164,7 @@ def _compute(
         write_question(directory, config)
         remove_abandoned_parts(directory)
         _do_all(_jobs(place, config, listed, memory), place, progress)
-    draw_if_possible(open_single(directory))
+        draw_if_possible(open_single(directory))
 
 
 def _jobs(place: Workplace, config: Config, listed: list[Options], memory: int) -> list[Job]:
@@ -173,6 +178,8 @@ def _do_all(jobs: list[Job], place: Workplace, progress: Progress | None) -> Non
     done, common = _done(jobs, place)
     left = [job for job in jobs if not _is_done(job, done, place.directory)]
     before = len(jobs) - len(left)
+    if left:
+        refuse_unwritable(place.directory)
 
     def tell(name: str, number: int) -> None:
         if progress is not None:
