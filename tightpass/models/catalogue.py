@@ -9,6 +9,7 @@ from typing import Any
 
 from tightpass.models.families.base import FAMILIES
 from tightpass.models.loading import demo_directory
+from tightpass.models.options import KINDS
 from tightpass.models.packages import PACKAGES, installed
 from tightpass.models.sizes import ALIASES, packaged_config
 
@@ -36,10 +37,12 @@ def known_models() -> list[Known]:
 
 
 def families_by_route() -> dict[str, list[str]]:
-    """How blocks of each family are differentiated, in words -> model types."""
-    found: dict[str, list[str]] = {"in closed form": [], "by automatic differentiation": []}
-    for kind, family in sorted(FAMILIES.items()):
-        found["in closed form" if family.closed else "by automatic differentiation"].append(kind)
+    """How blocks of each family are differentiated, in words -> model types; what a family has in closed form, the others' blocks
+    having automatic differentiation."""
+    found: dict[str, list[str]] = {"in closed form": []}
+    for kind, family in sorted(FAMILIES.items(), key=lambda row: (-len(row[1].closed), row[1].closed, row[0])):
+        some = f"in closed form for {' and '.join(family.closed)}" if family.closed else "by automatic differentiation"
+        found.setdefault("in closed form" if set(family.closed) == set(KINDS) else some, []).append(kind)
     return found
 
 

@@ -1,0 +1,71 @@
+"""What trained weights look like: SmolLM2-135M and MiniLM, every layer, in float64.
+
+    python benchmarks/real_weights.py --runs DIR
+
+Hours on two cores, most of them for the attention of 34 tokens, whose Jacobians are 19 584². Runs in DIR are continued. Writes
+results/real_weights.json and docs/figures/NAME-{ranks,spectra}.png, from which `gallery.py --tables-only` fills docs/gallery.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import save
+from gallery import FIGURES
+
+import tightpass as tp
+from tightpass.report.table import as_json
+
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "minilm-mlp-t34": {"model": "minilm", "block": "mlp", "tokens": 34},
+    "minilm-attn-t16": {"model": "minilm", "block": "attn", "tokens": 16},
+    "minilm-attn-t34": {"model": "minilm", "block": "attn", "tokens": 34, "layers": "0,5"},
+    "smollm2-mlp-t34": {"model": "smollm2", "block": "mlp", "tokens": 34},
+    "smollm2-attn-t16": {"model": "smollm2", "block": "attn", "tokens": 16},
+    "smollm2-attn-t34": {"model": "smollm2", "block": "attn", "tokens": 34, "layers": "0,5,10,15,20,25,29"},
+}
+
+
+def paths_of(run: Any) -> dict[str, Any]:
+    """Of an attention, block by block: shares of ‖J‖_F² through the values and through the weights."""
+    found = {r.spectrum.name: r.spectrum.evidence.explanation.paths for r in run.records}
+    return {
+        name: None if paths is None else {"energy": paths.energy, "directions": paths.directions}
+        for name, paths in found.items()
+    }
+
+
+def half(values: np.ndarray) -> int:
+    """How many directions carry half of ‖J‖_F²."""
+    carried = np.cumsum(np.square(values, dtype=np.float64))
+    return int(np.searchsorted(carried, carried[-1] / 2)) + 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True)
+    place = parser.parse_args().runs
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    runs = {}
+    for name, question in QUESTIONS.items():
+        run = tp.run(**question, out=str(place / name), discard_jacobian=True)
+        for figure in ("ranks", "spectra"):
+            shutil.copy(run.directory / f"{figure}.png", FIGURES / f"{name}-{figure}.png")
+        runs[name] = {
+            "question": question,
+            "title": run.title,
+            "seconds": {r.spectrum.name: sum(r.seconds.values()) for r in run.records},
+            "paths": paths_of(run),
+            "half": {s.name: half(s.values) for s in run.spectra},
+            "jobs": as_json(run.spectra),
+        }
+        print(name, [(j["job"], j["rank_low"], j["rank_high"], j["flag"]) for j in runs[name]["jobs"]], flush=True)
+    save("real_weights", {"runs": runs}, rates=False)
+
+
+if __name__ == "__main__":
+    main()
