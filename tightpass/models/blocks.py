@@ -295,14 +295,17 @@ def depth_of(shape: Shape, kind: str) -> int:
 
 
 def work_of_copy(shape: Shape, kind: str, itemsize: int, other: int) -> Work:
-    """Of `Block.in_precision`: its layers once more, from numbers of one size to another."""
-    weights = depth_of(shape, kind) * shape.widest.weights(shape.width)
-    return Work(0.0, weights * (itemsize + other), weights * other)
+    """Of `Block.in_precision`, from numbers of one size to another: each layer is copied as it is, and then its parameters are
+    converted one after the other."""
+    layer, left = shape.widest, depth_of(shape, kind) * shape.widest.parameters * other
+    one = shape.width * max(layer.d_ff, layer.heads * layer.d_head) * min(itemsize, other) if itemsize != other else 0
+    return Work(0.0, left + layer.parameters * max(itemsize - other, 0) + one, left)
 
 
 def work_of_checks(shape: Shape, kind: str, tokens: int, itemsize: int) -> Work:
-    """Of the checks by values and differences: the block with its units held, tangents beside its intermediates."""
-    held = work_of_copy(shape, kind, itemsize, itemsize) if kind in ("layer", "model") else Work()
+    """Of the checks by values and differences: the block, its ReLU units held, and tangents beside its intermediates."""
+    copied = kind in ("layer", "model") and shape.widest.relu
+    held = work_of_copy(shape, kind, itemsize, itemsize) if copied else Work()
     return held.then(passing(3 * tokens * width_of(shape, kind, tokens) * itemsize)).dropped()
 
 

@@ -28,18 +28,16 @@ WORDS = {"kv_heads": "heads of keys and values", "d_head": "features a head", "d
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Of one layer: query heads, heads of keys and values, width of a head, units of the MLP, and whether its pieces read
-    through norms of their own."""
+    """Of one layer: query heads, heads of keys and values, width of a head, units of the MLP, whether its pieces read through
+    norms of their own, whether its units are ReLUs, and how many numbers its parameters are."""
 
     heads: int
     kv_heads: int
     d_head: int
     d_ff: int
     pre_norm: bool
-
-    def weights(self, width: int) -> int:
-        """Entries of its linear maps, in a model of this width."""
-        return 2 * width * ((self.heads + self.kv_heads) * self.d_head + self.d_ff)
+    relu: bool
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class Shape:
     positions    the most tokens that there are positions for
     parameters   of the whole base model
     causal       whether a token sees those before it alone
+    closed       kinds of blocks that the formulas of this package know
     noted        where the configuration says otherwise, in words
     """
 
@@ -57,6 +56,7 @@ class Shape:
     positions: int
     parameters: int
     causal: bool
+    closed: tuple[str, ...]
     noted: tuple[str, ...]
 
     @property
@@ -75,7 +75,7 @@ def shape_of(base: nn.Module) -> Shape:
 def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts]) -> Shape:
     """Likewise, once its parts are found."""
     config: Any = base.config
-    layers = tuple(LayerShape(p.heads, p.kv_heads, p.d_head, p.d_ff, p.pre_norm) for p in parts)
+    layers = tuple(map(_of_layer, parts))
     width = out_features(parts[0].projection)
     positions = family.positions(base)
     whole = {"layers": len(layers), "width": width, "positions": positions}
@@ -85,8 +85,15 @@ def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts])
         positions=positions,
         parameters=sum(p.numel() for p in base.parameters()),
         causal=family.causal(config),
+        closed=family.closed,
         noted=(*_differences(config, whole), *_differences_of_layers(config, layers)),
     )
+
+
+def _of_layer(parts: LayerParts) -> LayerShape:
+    own = sum(p.numel() for p in parts.layer.parameters())
+    relu = isinstance(parts.act, nn.ReLU)
+    return LayerShape(parts.heads, parts.kv_heads, parts.d_head, parts.d_ff, parts.pre_norm, relu, own)
 
 
 def _said(config: Any, size: str) -> int | None:
