@@ -23,6 +23,8 @@ AT_ONCE = 2
 """Processes."""
 LAYER = {"layers": "0"}
 OPT = {"model": "opt-125m", "weights": "random", "layers": "0"}
+LLAMA = {"model": str(Path(__file__).parent / "llama"), "weights": "random", "layers": "0"}
+"""A configuration alone, of a family laid out otherwise than OPT."""
 TOPK = {"method": "topk"}
 FLOAT32 = {"dtype": "float32"}
 QUESTIONS: list[dict[str, Any]] = [
@@ -59,6 +61,9 @@ QUESTIONS: list[dict[str, Any]] = [
     {"block": "head", "head": 3, "tokens": 32, "k": 64, **TOPK, **OPT},
     {"block": "layer", "tokens": 4, **FLOAT32, **OPT},
     {"block": "layer", "tokens": 32, "k": 16, "vectors": 16, **TOPK, **OPT},
+    {"block": "mlp", "tokens": 64, **LLAMA},
+    {"block": "attn", "tokens": 12, **LLAMA},
+    {"block": "layer", "tokens": 64, "k": 16, **TOPK, **LLAMA},
 ]
 
 

@@ -6,14 +6,23 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import memory
 import pytest
+import torch
+from oracles.small_models import opt
+from torch import nn
 
 import tightpass as tp
 from tightpass.models.loading import demo_directory, locate, planned_shape
+from tightpass.models.options import KINDS
 from tightpass.runs import plan as planning
+from tightpass.runs.check import resolve
+from tightpass.runs.jobs import blocks_of
+from tightpass.runs.plan import plan_for
+from tightpass.runs.question import Config
 from tightpass.spectra.leading.krylov import basis_columns
 from tightpass.work import Work, kept, passing
 
@@ -102,3 +111,31 @@ def test_weights_and_process_are_what_is_loaded():
 def test_no_size_stands_in_the_plan_but_that_of_the_process():
     numbers = {name for name, value in vars(planning).items() if isinstance(value, int | float) and name.isupper()}
     assert numbers == {"PROCESS_BYTES"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_differ_are_planned_for_the_largest(kind):
+    """Wherever it is among them."""
+    shape = planned_shape(locate("demo"))
+    small = shape.layers[0]
+    large = replace(small, heads=9, kv_heads=9, d_ff=4000, parameters=10**6)
+    question = Config.of(block=kind, tokens=32, head=0 if kind == "head" else None)
+
+    def planned(*layers):
+        uneven = replace(shape, layers=layers)
+        return plan_for(question, uneven, blocks_of(question, uneven), 2**40)
+
+    first, last = planned(large, small, small), planned(small, small, large)
+    assert first == last
+    assert first.memory > planned(small, small, small).memory
+
+
+def test_a_given_model_is_planned_by_its_own_layers():
+    """The second of which has more units than its configuration says."""
+    hf, wide = opt(), opt()
+    layer = wide.decoder.layers[1]
+    layer.fc1, layer.fc2 = nn.Linear(21, 4000, dtype=torch.float64), nn.Linear(4000, 21, dtype=torch.float64)
+    plain, uneven = (resolve(Config.of(tokens=4), model.eval()).plan for model in (hf, wide))
+    added = uneven.memory - uneven.loaded - (plain.memory - plain.loaded)
+    assert added > 8 * 21 * (4000 - 50)  # its weights alone, once more
+    assert uneven.flops > 10 * plain.flops

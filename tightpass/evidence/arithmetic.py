@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 
 from tightpass.confidence import CALIBRATED, CERTAIN, PROBED
 from tightpass.jacobians.autodiff import Linearisation
+from tightpass.jacobians.forms.base import Cost
 from tightpass.jacobians.operator import Jacobian
 from tightpass.jacobians.perturbed import DRAWS, moved
+from tightpass.jacobians.perturbed import work_of as work_of_perturbing
 from tightpass.jacobians.twice.block import Twice, TwiceCost
 from tightpass.jacobians.twice.pair import Pair, of
 from tightpass.kernels.products import block_product
+from tightpass.models.shape import Shape
 from tightpass.rank.records import Part
 from tightpass.structure import Panel
 from tightpass.work import Work, kept, passing
@@ -132,9 +135,13 @@ def steps(n: int) -> int:
     return min(n, math.ceil((math.log(1.648 * math.sqrt(n) / CHANCE) * math.sqrt(2) + 1) / 2))
 
 
-def work_of(exact: TwiceCost, rows: int, columns: int, panels: int = 0) -> Work:
-    """Of `measured`, with so many bytes of stored blocks at once, or of products alone."""
-    basis = kept(steps(columns) * (rows + columns) * 8)
+def work_of(cost: Cost, exact: TwiceCost, kind: str, tokens: int, shape: Shape, itemsize: int, panels: int = 0) -> Work:
+    """Of `measured`, with so many bytes of stored blocks at once, or of products alone; of `estimated` where formulas are not
+    known."""
+    if kind not in shape.closed:
+        return work_of_perturbing(cost, kind, tokens, shape, itemsize)
+    size = tokens * shape.width
+    basis = kept(2 * steps(size) * size * 8)
     return basis.then(exact.product(GAUSSIANS), passing(panels)).dropped().then(exact.perturbed)
 
 

@@ -48,7 +48,7 @@ def work_of(
 ) -> Work:
     """Of `collect`, where all blocks take `stored` bytes: a panel is there while the next is written, and is looked at in
     float64. They stay for the measurement where they take little, and are read again where not."""
-    fits, panel, size = stored <= KEPT_BYTES, cost.panel * itemsize, tokens * shape.width
+    fits, panel = stored <= KEPT_BYTES, cost.panel * itemsize
     before = 0 if fits else panel  # else among those that stay
     written = passing(before + panel + cost.writing * itemsize, cost.blocks)
     looked_at = passing(before + cost.panel * 8)
@@ -58,7 +58,10 @@ def work_of(
     return (
         kept(stored if fits else 0)
         .then(written, looked_at, work_of_heads(cost, kind, tokens, shape, itemsize), exact.made)
-        .then(work_of_units(shape, kind, tokens, itemsize), work_of_measuring(exact, size, size, again))
+        .then(
+            work_of_units(shape, kind, tokens, itemsize),
+            work_of_measuring(cost, exact, kind, tokens, shape, itemsize, again),
+        )
         .dropped()
     )
 

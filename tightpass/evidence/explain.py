@@ -26,7 +26,7 @@ ENERGIES_UP_TO = 256
 
 def work_of(cost: Cost, kind: str, tokens: int, shape: Shape, itemsize: int) -> Work:
     """Of `by_head`: the leading triplet, and each head's own closed form."""
-    if kind != "attn":
+    if kind != "attn" or kind not in shape.closed:
         return Work()
     size = tokens * shape.width
     top = work_of_svds(size, size, 1, itemsize, passing(cost.product_bytes(BLOCK, itemsize)))

@@ -83,7 +83,9 @@ def work_of(cost: Cost, exact: TwiceCost, kind: str, tokens: int, shape: Shape, 
     return (
         work_of_svds(size, size, k, itemsize, product(columns))
         .then(replace(norm, flops=0.0), work_of_heads(cost, kind, tokens, shape, itemsize), exact.made)
-        .then(work_of_units(shape, kind, tokens, itemsize), work_of_measuring(exact, size, size))
+        .then(
+            work_of_units(shape, kind, tokens, itemsize), work_of_measuring(cost, exact, kind, tokens, shape, itemsize)
+        )
     )
 
 

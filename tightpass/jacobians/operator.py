@@ -19,8 +19,10 @@ from tightpass.errors import InputError
 from tightpass.jacobians.autodiff import Function, Linearisation, chunk_size
 from tightpass.jacobians.diagnose import WHO_KNOWS, check_function, diagnosis
 from tightpass.jacobians.forms.autodiff import Autodiff, product_bytes
+from tightpass.jacobians.forms.autodiff import cost_of as cost_of_autodiff
 from tightpass.jacobians.forms.base import Cost, Form, in_parts
 from tightpass.jacobians.forms.closed import closed_form
+from tightpass.jacobians.forms.closed import cost_of as cost_of_closed
 from tightpass.jacobians.perturbed import rounding
 from tightpass.jacobians.precision import check_precision_settings
 from tightpass.jacobians.probe import check_structure
@@ -37,13 +39,20 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 PROBED_TOKENS = 64
 
 
+def cost_of(kind: str, tokens: int, shape: Shape, itemsize: int) -> Cost:
+    """What the form of a block of some kind takes, in closed form where there is one."""
+    if kind in shape.closed:
+        return cost_of_closed(kind, tokens, shape)
+    return cost_of_autodiff(kind, tokens, shape, itemsize)
+
+
 def work_of(cost: Cost, kind: str, tokens: int, shape: Shape, itemsize: int) -> Work:
-    """Of a block's Jacobian as it is made: its closed form, compared with automatic differentiation, whose graph stays; and the
-    check of its structure."""
+    """Of a block's Jacobian as it is made: its form, compared with automatic differentiation, whose graph stays; and the check
+    of its structure, of which a closed form leaves less to be looked at."""
     intermediates = tokens * width_of(shape, kind, tokens) * itemsize
     graph = depth_of(shape, kind) * intermediates
     checked = work_of_checks(shape, kind, tokens, itemsize).then(passing(cost.product_bytes(1, itemsize)))
-    probes = 1 if kind == "mlp" else min(PROBED_TOKENS, tokens)
+    probes = 1 if kind == "mlp" else min(PROBED_TOKENS, tokens) if kind in shape.closed else tokens
     return kept(cost.kept * itemsize).then(checked, kept(graph), passing(product_bytes(probes, intermediates)))
 
 

@@ -16,12 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from tightpass.jacobians.autodiff import Linearisation
+from tightpass.jacobians.forms.base import Cost
+from tightpass.models.blocks import depth_of, width_of
+from tightpass.models.shape import Shape
+from tightpass.work import Work, kept, passing
 
 DRAWS = 8
 """Perturbed computations."""
 FEW = 128
 """Up to as many rows of J are compared one by one; beyond, random combinations of them."""
 COMBINATIONS = 4
+COPIES = 4
+"""Of a number that is perturbed: itself, its noise, the factor, and what shows whether it is finite."""
 EXACT = frozenset(
     """
     alias cat chunk clone constant_pad_nd copy detach diag_embed diagonal_scatter expand fill flip gather index index_put
@@ -173,6 +179,15 @@ def rounding(product: Callable[[], torch.Tensor], only: torch.dtype | None = Non
             off = product()
         sizes.append(_norm((off - plain).double()))
     return float(torch.tensor(sizes, dtype=torch.float64).square().mean().sqrt())
+
+
+def work_of(cost: Cost, kind: str, tokens: int, shape: Shape, itemsize: int) -> Work:
+    """Of `moved`: combinations pulled back through a graph of its own; an operation reads copies of what it is given, the
+    largest weight among them."""
+    layer = shape.widest
+    graph = depth_of(shape, kind) * tokens * width_of(shape, kind, tokens) * itemsize
+    weight = shape.width * max(layer.d_ff, layer.heads * layer.d_head) * itemsize
+    return kept(graph).then(passing(cost.product_bytes(COMBINATIONS, itemsize) + COPIES * weight)).dropped()
 
 
 def moved(whole: Linearisation) -> float:

@@ -47,7 +47,7 @@ class Block:
                 checked by `jacobians.probe`
     width       widest intermediate per token, in elements; sizes the chunks of autodiff
     pattern     active units (tokens, d_ff) of each MLP inside, where they are held fixed
-    decisions   experts taken and numbers cut off inside, at x, of a family that is differentiated automatically
+    decisions   experts taken and numbers cut off inside, at x
     held        whether they stay as they are for any x
     """
 
@@ -236,7 +236,7 @@ def build(captured: Captured, options: Options) -> Block:
     _refuse_gated_relu(made)
     for i, held in zip(chosen, parts, strict=True):
         check_recomposed(captured, i, held)
-    return made if made.has_formulas else replace(made, decisions=made.decide())
+    return replace(made, decisions=made.decide())
 
 
 def _refuse_more_than_is_held(model: Model, options: Options) -> None:
@@ -321,14 +321,17 @@ def depth_of(shape: Shape, kind: str) -> int:
 
 
 def work_of_copy(shape: Shape, kind: str, itemsize: int, other: int) -> Work:
-    """Of `Block.in_precision`: its layers once more, from numbers of one size to another."""
-    weights = depth_of(shape, kind) * shape.widest.weights(shape.width)
-    return Work(0.0, weights * (itemsize + other), weights * other)
+    """Of `Block.in_precision`, from numbers of one size to another: each layer is copied as it is, and then its parameters are
+    converted one after the other."""
+    layer, left = shape.widest, depth_of(shape, kind) * shape.widest.parameters * other
+    one = shape.width * max(layer.d_ff, layer.heads * layer.d_head) * min(itemsize, other) if itemsize != other else 0
+    return Work(0.0, left + layer.parameters * max(itemsize - other, 0) + one, left)
 
 
 def work_of_checks(shape: Shape, kind: str, tokens: int, itemsize: int) -> Work:
-    """Of the checks by values and differences: the block with its units held, tangents beside its intermediates."""
-    held = work_of_copy(shape, kind, itemsize, itemsize) if kind in ("layer", "model") else Work()
+    """Of the checks by values and differences: the block, its ReLU units held, and tangents beside its intermediates."""
+    copied = kind in ("layer", "model") and shape.widest.relu
+    held = work_of_copy(shape, kind, itemsize, itemsize) if copied else Work()
     return held.then(passing(3 * tokens * width_of(shape, kind, tokens) * itemsize)).dropped()
 
 

@@ -108,14 +108,13 @@ class Reading(nn.Module):
 def mixed_by(parts: LayerParts, call: Call) -> Function:
     """The attention up to what its output projection reads, (tokens, heads·d_head), whatever its module does behind that."""
     inside = parts.projection_inside
-    args = (torch.zeros_like(call.args[0]), *call.args[1:]) if parts.adds_residual else call.args
 
     def mixed(h: torch.Tensor) -> torch.Tensor:
         if inside is None:
-            y: torch.Tensor = parts.context(h[None], *args, **call.kwargs)[0]
+            y: torch.Tensor = parts.context(h[None], *call.args, **call.kwargs)[0]
             return y[0]
         reading = Reading()
-        replaced(parts.context, inside, reading)(h[None], *args, **call.kwargs)
+        replaced(parts.context, inside, reading)(h[None], *call.args, **call.kwargs)
         return reading.read[0]
 
     return mixed

@@ -23,7 +23,6 @@ class LayerParts(Sites[nn.Module]):
     by_head    whether a fused projection has each head's query, key and value in a row
     groups     heads that share keys and values; None for what the attention says
     units      of an MLP of experts, that a token passes
-    adds_residual    whether the attention adds its second argument to what it gives
     """
 
     layer: nn.Module
@@ -33,7 +32,6 @@ class LayerParts(Sites[nn.Module]):
     by_head: bool = False
     groups: int | None = None
     units: int = 0
-    adds_residual: bool = False
 
     @property
     def has_attention(self) -> bool:
@@ -113,7 +111,6 @@ def _layer_parts(layer: nn.Module, config: Any, family: Family, index: int) -> L
         by_head=family.by_head,
         groups=None if family.groups is None else family.groups(config),
         units=family.units(config),
-        adds_residual=family.adds_residual,
         **found,
     )
 

@@ -31,18 +31,17 @@ WORDS = {"kv_heads": "heads of keys and values", "d_head": "features a head", "d
 @dataclass(frozen=True)
 class LayerShape:
     """Of one layer: query heads, heads of keys and values, width of a head, all 0 where it has no attention; units of the
-    MLP, whether its pieces read through norms of their own, and whether the MLP is gated."""
+    MLP, whether its pieces read through norms of their own, whether its units are ReLUs, how many numbers its parameters are, and
+    whether the MLP is gated."""
 
     heads: int
     kv_heads: int
     d_head: int
     d_ff: int
     pre_norm: bool
+    relu: bool
+    parameters: int
     gated: bool = False
-
-    def weights(self, width: int) -> int:
-        """Entries of its linear maps, in a model of this width."""
-        return width * (2 * (self.heads + self.kv_heads) * self.d_head + (3 if self.gated else 2) * self.d_ff)
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Shape:
     outside      those that are neither in a layer nor in the table of token embeddings
     largest_layer, largest_weight    parameters of the largest layer, and of the largest one in a layer
     causal       whether a token sees those before it alone
+    closed       kinds of blocks that the formulas of this package know
     noted        where the configuration says otherwise, in words
     reads        what the model reads, where that is no text
     """
@@ -66,6 +66,7 @@ class Shape:
     largest_layer: int
     largest_weight: int
     causal: bool
+    closed: tuple[str, ...]
     noted: tuple[str, ...]
     reads: Signal | None = None
 
@@ -86,7 +87,7 @@ def shape_of(base: nn.Module) -> Shape:
 def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts]) -> Shape:
     """Likewise, once its parts are found."""
     config: Any = base.config
-    layers = tuple(LayerShape(p.heads, p.kv_heads, p.d_head, p.d_ff, p.pre_norm, p.gated) for p in parts)
+    layers = tuple(map(_of_layer, parts))
     width = _width(parts, config)
     positions = family.positions(base)
     whole = {"layers": len(layers), "width": width, "positions": positions}
@@ -96,12 +97,19 @@ def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts])
         positions=positions,
         **_counted(base, parts),
         causal=family.causal(config),
+        closed=family.closed,
         noted=(
             *_differences(config, whole, family.unnumbered(config)),
             *_differences_of_layers(config, layers, family.unsaid),
         ),
         reads=family.reads(config),
     )
+
+
+def _of_layer(parts: LayerParts) -> LayerShape:
+    own = sum(p.numel() for p in parts.layer.parameters())
+    relu = isinstance(parts.act, nn.ReLU) and not parts.gated
+    return LayerShape(parts.heads, parts.kv_heads, parts.d_head, parts.d_ff, parts.pre_norm, relu, own, parts.gated)
 
 
 def _width(parts: Sequence[LayerParts], config: Any) -> int:

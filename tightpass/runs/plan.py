@@ -13,7 +13,6 @@ import torch
 
 from tightpass.evidence import collect, leading
 from tightpass.jacobians import operator
-from tightpass.jacobians.forms.closed import cost_of
 from tightpass.jacobians.twice.block import cost_of as cost_of_twice
 from tightpass.models import blocks, capture, streamed
 from tightpass.models.loading import DTYPES, Source
@@ -114,7 +113,7 @@ def structure_of(kind: str, shape: Shape) -> Structure:
 def _job(config: Config, shape: Shape, layout: Layout, limit: int) -> Work:
     """One job: its block, Jacobian, evidence and spectrum."""
     kind, T, size = config.block, config.tokens, DTYPES[config.dtype].itemsize
-    form, twice = cost_of(kind, T, shape), cost_of_twice(kind, T, shape, size)
+    form, twice = operator.cost_of(kind, T, shape, size), cost_of_twice(kind, T, shape, size)
     made = blocks.work_of_checks(shape, kind, T, size).then(operator.work_of(form, kind, T, shape, size))
     if not config.forms_jacobian:
         return made.then(leading.work_of(form, twice, kind, T, shape, _k(config, layout), size)).dropped()

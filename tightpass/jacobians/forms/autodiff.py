@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tightpass.jacobians.autodiff import Linearisation, chunk_size
-from tightpass.jacobians.forms.base import Cost, Form, groups, panel_of
+from tightpass.jacobians.autodiff import ARENA_BYTES, Linearisation, chunk_size
+from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Form, groups, panel_of
+from tightpass.models.blocks import depth_of, width_of
+from tightpass.models.shape import Shape
 from tightpass.structure import BlockDiagonal, Panel, Structure
 
 INTERMEDIATES = 6
@@ -18,6 +20,47 @@ INTERMEDIATES = 6
 def product_bytes(columns: int, per_column: int) -> int:
     """The intermediates of a product with so many columns, whose widest has so many bytes for each."""
     return INTERMEDIATES * min(columns, chunk_size(per_column, None)) * per_column
+
+
+def cost_of(kind: str, tokens: int, shape: Shape, itemsize: int) -> Cost:
+    """Of a block of some kind, from shapes alone."""
+    width, d = width_of(shape, kind, tokens), shape.width
+    return cost(flops_of(kind, tokens, shape), tokens, (d, d), width, itemsize, kind == "mlp")
+
+
+def flops_of(kind: str, tokens: int, shape: Shape) -> float:
+    """Of one evaluation: its matrix products."""
+    layer = shape.widest
+    projections, inner = 2 * shape.width * (layer.heads + layer.kv_heads) * layer.d_head, layer.heads * layer.d_head
+    attention = 2.0 * tokens * projections + 4.0 * tokens**2 * inner
+    mlp = 2.0 * tokens * (layer.parameters - projections)
+    whole = depth_of(shape, kind) * (attention + mlp)
+    return {"mlp": mlp, "attn": attention, "head": attention}.get(kind, whole)
+
+
+def cost(
+    flops: float, tokens: int, block: tuple[int, int], width: int, itemsize: int, diagonal: bool, apart: bool = True
+) -> Cost:
+    """Of a function whose evaluation takes so many FLOPs.
+
+    block      d_out and d_in
+    width      elements of its widest intermediate, per token
+    diagonal   whether each token acts on itself alone; `apart`: whether it can be evaluated for some tokens alone
+    """
+    (d_out, d_in), widest = block, tokens * width
+    square, row = d_out * d_in, tokens * d_out * d_in
+    group = min(tokens, max(1, PANEL_ELEMENTS // square)) if diagonal and apart else tokens
+    pulled = min(d_out, chunk_size(group * width * itemsize, None))  # rows of blocks, at once
+    return Cost(
+        product=flops,
+        blocks=flops * d_out * (1 if diagonal and apart else tokens),
+        kept=0,
+        working=INTERMEDIATES * widest,
+        widest=widest,
+        panel=panel_of(tokens, square) if diagonal else row,
+        writing=(0 if diagonal else row) + INTERMEDIATES * group * width * pulled,
+        arena=ARENA_BYTES,
+    )
 
 
 class Autodiff(Form):
@@ -49,18 +92,9 @@ class Autodiff(Form):
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
             self.whole.fn(self.whole.x)
         flops = float(counted.get_total_flops())
-        columns = self.d_out * (1 if isinstance(self.structure, BlockDiagonal) and self.restricted else self.tokens_out)
-        widest, square = self.tokens_in * self.width, self.d_out * self.d_in
-        diagonal = isinstance(self.structure, BlockDiagonal)
-        return Cost(
-            product=flops,
-            blocks=columns * flops,
-            kept=0,
-            working=INTERMEDIATES * widest,
-            widest=widest,
-            panel=panel_of(self.tokens_in, square) if diagonal else self.tokens_in * square,
-            writing=0 if diagonal else self.tokens_in * square,
-        )
+        block, diagonal = (self.d_out, self.d_in), isinstance(self.structure, BlockDiagonal)
+        itemsize, apart = self.whole.x.itemsize, self.restricted is not None
+        return cost(flops, self.tokens_in, block, self.width, itemsize, diagonal, apart)
 
     def at_once(self, itemsize: int, memory: int | None) -> int:
         return self.whole.columns

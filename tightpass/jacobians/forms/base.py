@@ -30,6 +30,7 @@ class Cost:
     panel     elements of the largest panel
     writing   elements beside a panel that is written
     norm      float64 numbers while ‖J‖_F² is found without J
+    arena     bytes of the widest intermediate, by which columns are carried
     """
 
     product: float
@@ -40,10 +41,11 @@ class Cost:
     panel: int = 0
     writing: int = 0
     norm: int = 0
+    arena: int = PRODUCT_BYTES
 
     def product_bytes(self, columns: int, itemsize: int) -> int:
         """A product's intermediates, with so many columns or as many as are carried at once."""
-        return min(columns, carried(self.widest * itemsize)) * self.working * itemsize
+        return min(columns, max(1, self.arena // max(1, self.widest * itemsize))) * self.working * itemsize
 
 
 class Form(ABC):

@@ -51,7 +51,9 @@ class TwiceCost:
 
 
 def cost_of(kind: str, tokens: int, shape: Shape, itemsize: int) -> TwiceCost:
-    """Of a block of some kind, its weights in numbers of a size."""
+    """Of a block of some kind, its weights in numbers of a size; nothing of one without formulas."""
+    if kind not in shape.closed:
+        return TwiceCost(made=Work(), perturbed=Work(), column=0, at_once=1)
     d, layer, digits = shape.width, shape.widest, {4: 24, 8: 53}[itemsize]
     count = 1 if kind == "head" else layer.heads
     attention = Attention.numbers(tokens, d, layer.heads, layer.d_head, count, digits)

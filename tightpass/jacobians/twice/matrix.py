@@ -19,8 +19,9 @@ BITS = 80
 
 SPREAD = 24
 """Binary digits between the largest and the smallest entries of a row or column of weights, about."""
-CUT = 16
-"""Arrays of a matrix's size while it is cut, beside the slices; some of them places that are free and do not fit."""
+CUT = 6
+"""Arrays of a matrix's size while it is cut, beside the slices that stay: the low part that it comes with, what is left of it
+in two parts, two places for the next of these, and a slice that turns out to be zero."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,20 @@ def slices_of(depth: int, digits: int = BITS) -> int:
 
 def cut(matrix: Pair, axis: int, depth: int) -> tuple[Tensor, ...]:
     """Slices of the rows (axis = −1) or columns (axis = −2), the largest first; those that are zero are left out."""
-    bits = bits_of(depth)
-    rest, slices = matrix, []
+    bits, slices = bits_of(depth), list[Tensor]()
     top = torch.frexp(matrix.hi.abs().amax(axis, keepdim=True))[1]
+    high, low = matrix.hi.clone(), matrix.lo.clone()
+    total, seen = (
+        torch.empty_like(high),
+        torch.empty_like(high),
+    )  # a new place for each step would not fit where one was freed
     for level in range(1, math.ceil(BITS / bits) + 1):
         unit = torch.ldexp(torch.ones_like(top, dtype=torch.float64), (top - level * bits).clamp(min=-1000))
-        slices.append((rest.hi / unit).round() * unit)
-        rest = renormalised(rest.hi - slices[-1], rest.lo)
+        slices.append((high / unit).round_().mul_(unit))
+        high.sub_(slices[-1])
+        torch.add(high, low, out=total)  # the two parts of what is left, as `renormalised` has them
+        low.sub_(torch.sub(total, high, out=seen))
+        high, total = total, high
     while len(slices) > 1 and not slices[-1].any():
         slices.pop()
     return tuple(slices)

@@ -108,7 +108,6 @@ class Family:
     unnumbered   positions that the configuration counts and no token gets
     reads        what its models read, where that is no text
     implementation   which of its own computations that is
-    adds_residual    whether the attention adds its second argument, the residual, to what it gives
     groups       how many heads share keys and values, where the attention does not say it as most do
     units        of an MLP of experts: units that a token passes
     unsaid       sizes of layers that the configuration does not say as they are
@@ -134,7 +133,6 @@ class Family:
     unnumbered: Callable[[Any], int] = lambda config: 0
     reads: Callable[[Any], Signal | None] = lambda config: None
     implementation: str = "eager"
-    adds_residual: bool = False
     sites_of: Callable[[Any, int], Sites[str]] | None = None
     groups: Callable[[Any], int] | None = None
     units: Callable[[Any], int] = lambda config: 0

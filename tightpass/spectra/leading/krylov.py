@@ -123,15 +123,20 @@ def basis_columns(m: int, n: int, k: int, width: int, itemsize: int) -> int:
 def work_of(m: int, n: int, k: int, itemsize: int, product: Work, width: int = BLOCK) -> Work:
     """Of `svds`, which leaves k triplets. `product`: of one with as many columns as k, or a block.
 
-    Of the basis about half is written anew where it is compressed; k triplets and their products are there beside it in
-    the end. About `COLUMNS` columns are multiplied for each value.
+    Of the basis about half is written anew where it is compressed, beside the block that follows; k triplets and their products
+    are there beside it in the end. About `COLUMNS` columns are multiplied for each value.
     """
     width = min(width, m, n)
     k = min(k, m, n)
     both, most = (m + n) * itemsize, basis_columns(m, n, k, width, itemsize)
     held = (most + width) * both + INNER * most**2 * 8
-    beside = max(max(k, most // 2) * both, (BESIDE * max(k, width) * both) // 2 + product.peak)
+    beside = max((_kept_of(most, k, width) + width) * both, (BESIDE * max(k, width) * both) // 2 + product.peak)
     return Work(COLUMNS * k * product.flops, held + beside, k * both)
+
+
+def _kept_of(most: int, k: int, width: int) -> int:
+    """Ritz vectors that stay where a basis of so many columns is compressed."""
+    return max(k, min(k + (most - k) // 2, most - 2 * width))
 
 
 def check_rank(op: Operand, k: Any) -> None:
@@ -277,7 +282,7 @@ class _Basis:
         """Thick restart: the leading Ritz vectors stay, the next block follows them (Wu & Simon 2000)."""
         ahead = self.V[:, self.q : self.q + self.ahead] * 1
         if keep is None:
-            keep = max(self.k, min(self.k + (self.most - self.k) // 2, self.most - 2 * self.width))
+            keep = _kept_of(self.most, self.k, self.width)
         keep = min(keep, self.q)
         self.U[:, :keep], _, self.V[:, :keep] = self.ritz(keep)
         self.B[:] = 0
