@@ -26,7 +26,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "minilm-attn-t34": {"model": "minilm", "block": "attn", "tokens": 34, "layers": "0,5"},
     "smollm2-mlp-t34": {"model": "smollm2", "block": "mlp", "tokens": 34},
     "smollm2-attn-t16": {"model": "smollm2", "block": "attn", "tokens": 16},
-    "smollm2-attn-t34": {"model": "smollm2", "block": "attn", "tokens": 34, "layers": "0,5,10,15,20,25,29"},
+    "smollm2-attn-t34": {"model": "smollm2", "block": "attn", "tokens": 34, "layers": "0,5,10,15,20,25"},
 }
 
 

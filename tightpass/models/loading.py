@@ -408,10 +408,7 @@ def _fits(source: Source, dtype: torch.dtype, weights: str, limit: int) -> bool:
     if needed <= limit:
         return True
     least = kept_bytes(shape, 1, dtype.itemsize) + work_of_held(shape, dtype.itemsize).peak
-    family = family_of(stored_config(source))
-    in_turn = (
-        weights == "pretrained" and not family.tower and family.model_class is None
-    )  # parts of models are read whole
+    in_turn = weights == "pretrained" and _can_be_read_in_turn(family_of(stored_config(source)))
     if in_turn and least <= limit:
         return False
     turns = f", and {format_bytes(least)} a layer at a time" if in_turn else ""
@@ -420,6 +417,11 @@ def _fits(source: Source, dtype: torch.dtype, weights: str, limit: int) -> bool:
         f"the weights of {source.name} in {str(dtype).removeprefix('torch.')} take {format_bytes(needed)}{turns}, "
         f"--memory allows {format_bytes(limit)}; smallest that fits them: {smallest}MiB"
     )
+
+
+def _can_be_read_in_turn(family: Family) -> bool:
+    """Not where the base model is but a part of what the files hold."""
+    return not family.tower and family.model_class is None
 
 
 def _stored_shape(source: Source) -> Shape:
