@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,8 +88,8 @@ def test_plan_computes_nothing(place):
 def test_models_and_doctor(place):
     listed = tightpass("models", cwd=place).stdout
     assert "opt-66b" in listed
-    assert "in closed form: bert, opt\n" in listed
-    assert "by automatic differentiation: cohere, gemma" in listed
+    assert re.search(r"in closed form: .*\bbert, .*\bopt, .*\bvit\b", listed)
+    assert re.search(r"by automatic differentiation: .*\bdinov2, .*\bgemma, .*\bt5\b", listed)
     assert "demo" in listed
     assert json.loads(tightpass("doctor", "--json", cwd=place).stdout)["torch"] != "not installed"
 
