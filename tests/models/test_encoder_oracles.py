@@ -9,12 +9,14 @@ import torch
 import transformers
 from encoder_models import CASES, IDS, config_of, given_of, made, reads_text
 from encoder_oracles import ROWS, Oracle
+from transformers.models.t5 import modeling_t5
 
 import tightpass as tp
 from tightpass.models import attention
 from tightpass.models.families.base import FAMILIES
 from tightpass.models.loading import Model
 from tightpass.models.options import KINDS as ALL_KINDS
+from tightpass.models.signal import pixels
 from tightpass.structure import BlockLowerTriangular, Dense
 
 KINDS = ("mlp", "attn", "head", "layer")
@@ -196,6 +198,27 @@ def test_an_attention_that_drops_the_bias_is_refused(monkeypatch):
         attention._prove(module, call, None, {"position_bias": bias, "scaling": 1.0})
 
 
+def test_the_proof_of_attention_is_handed_the_bias(monkeypatch):
+    """So that a family that computes something else with it is seen."""
+    right = modeling_t5.eager_attention_forward
+
+    def other(module, *given, position_bias=None, **others):
+        return right(module, *given, position_bias=2 * position_bias, **others)
+
+    monkeypatch.setattr(modeling_t5, "eager_attention_forward", other)
+    with pytest.raises(tp.VerificationError, match=r"attention differs from that of T5Attention by"):
+        block_of("t5", "attn")
+
+
+def test_a_row_that_counts_patches_wrongly_is_refused(monkeypatch):
+    wrong = replace(FAMILIES["siglip_vision_model"], reads=lambda config: pixels(config, extra=1))
+    monkeypatch.setitem(FAMILIES, "siglip_vision_model", wrong)
+    with pytest.raises(
+        tp.VerificationError, match=r"makes 4 tokens of pixel_values of shape .*, its family's row says 5"
+    ):
+        tp.block(tp.load_model(made("siglip-vision")), "mlp", 0)
+
+
 # ---- what is given, what is saved
 
 
@@ -241,6 +264,13 @@ def test_models_with_heads_and_decoders_are_taken_by_their_encoders(tmp_path, na
     for block in blocks:
         assert torch.equal(block.x, expected.x)
         assert torch.equal(block(block.x), expected(expected.x))
+
+
+def test_files_of_the_encoder_of_t5_alone_are_enough(tmp_path):
+    alone = transformers.T5EncoderModel(config_of("t5")).double().eval()
+    alone.encoder.load_state_dict(made("t5").encoder.state_dict())
+    alone.save_pretrained(tmp_path)
+    assert torch.equal(tp.block(tp.load_model(tmp_path), "layer", 1, token_ids=IDS).x, block_of("t5", "layer").x)
 
 
 def test_two_towers_are_refused_with_the_way_round(tmp_path):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 from commands import call
 from encoder_models import IDS, config_of, made
+from PIL import Image
 
 import tightpass as tp
 from tightpass.models import images
 from tightpass.models.inputs import Given, read_input
 from tightpass.models.signal import Signal
-
-PIL = pytest.importorskip("PIL.Image")
 
 
 def drawn(*shape, seed=1):
@@ -33,7 +34,7 @@ def directory(tmp_path):
 def picture(tmp_path):
     """A file of 20 × 13 pixels."""
     levels = np.random.default_rng(0).integers(0, 256, (13, 20, 3), dtype=np.uint8)
-    PIL.fromarray(levels).save(tmp_path / "seen.png")
+    Image.fromarray(levels).save(tmp_path / "seen.png")
     return tmp_path / "seen.png"
 
 
@@ -46,8 +47,8 @@ def test_pixels_and_features_reach_the_layers():
     block = tp.block(tp.load_model(vit), "layer", 0, pixel_values=values)
     with torch.no_grad():
         assert torch.equal(block.x, vit.embeddings(values[None])[0])
-    for same in (values[None], values.numpy(), values.tolist()):
-        assert torch.equal(tp.block(tp.load_model(vit), "layer", 0, pixel_values=same).x, block.x) or same is not values
+    for same in (values[None], values.numpy()):
+        assert torch.equal(tp.block(tp.load_model(vit), "layer", 0, pixel_values=same).x, block.x)
     sound = drawn(5, 12)
     whisper = made("whisper").encoder
     block = tp.block(tp.load_model(whisper), "layer", 0, input_features=sound)
@@ -103,8 +104,8 @@ def test_an_image_is_resized_and_scaled(picture):
     signal = Signal("pixel_values", (3, 4, 5), (2, 2))
     values, words = images.pixels_of(str(picture), signal, None)
     assert words == "image seen.png (20 × 13) resized to 5 × 4, scaled to [-1, 1]"
-    with PIL.open(picture) as image:
-        levels = np.asarray(image.resize((5, 4), PIL.Resampling.BICUBIC), dtype=np.float64)
+    with Image.open(picture) as image:
+        levels = np.asarray(image.resize((5, 4), Image.Resampling.BICUBIC), dtype=np.float64)
     assert np.array_equal(values.numpy(), (levels / 255 * 2 - 1).transpose(2, 0, 1))
 
 
@@ -114,7 +115,7 @@ def test_a_mean_beside_the_model_is_used_where_its_processor_cannot_be(picture, 
     signal = Signal("pixel_values", (3, 13, 20), (2, 2))
     values, words = images.pixels_of(str(picture), signal, str(tmp_path))
     assert words.endswith("resized to 20 × 13, scaled by the mean and spread of preprocessor_config.json")
-    levels = np.asarray(PIL.open(picture), dtype=np.float64) / 255
+    levels = np.asarray(Image.open(picture), dtype=np.float64) / 255
     expected = (levels - said["image_mean"]) / said["image_std"]
     assert np.allclose(values.numpy(), expected.transpose(2, 0, 1), rtol=1e-14, atol=1e-15)
 
@@ -125,7 +126,7 @@ def test_the_models_own_processor_is_used(picture, directory):
     own = CLIPImageProcessorPil(size={"shortest_edge": 9}, crop_size={"height": 9, "width": 9})
     own.save_pretrained(directory)
     read = read_input(tp.load_model(directory).shape, Given(image=str(picture)), "clip", 0, str(directory))
-    with PIL.open(picture) as image:
+    with Image.open(picture) as image:
         expected = own(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
     assert torch.equal(read.signal, expected)
     assert read.origin.startswith("image seen.png (20 × 13) by the model's own CLIPImageProcessor")
@@ -144,7 +145,7 @@ def test_what_is_no_image_is_refused(tmp_path, file, message):
 
 
 def test_without_pillow_the_extra_is_named(picture, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(tp.InputError, match=r"pip install 'tightpass\[vision\]'"):
         images.pixels_of(str(picture), Signal("pixel_values", (3, 4, 5), (2, 2)), None)
 
@@ -164,8 +165,8 @@ def test_a_run_of_an_image(directory, picture, tmp_path, capsys, monkeypatch):
     block = tp.block(tp.load_model(directory), "mlp", 1, pixel_values=values)
     assert np.allclose(run["L01.mlp"].values, tp.spectrum(tp.jacobian(block)).values, rtol=1e-13)
     assert call(capsys, monkeypatch, "verify", tmp_path / "run")[0] == 0
-    assert call(capsys, monkeypatch, "run", *options)[0] == 0  # nothing is left to do
-    assert call(capsys, monkeypatch, "run", "--config", tmp_path / "run" / "run.yaml")[0] == 0
+    replayed = ["--config", tmp_path / "run" / "run.yaml", "--out", tmp_path / "run"]
+    assert call(capsys, monkeypatch, "run", *replayed)[0] == 0  # the same question: nothing is left to do
 
 
 def test_random_pixels_are_said(directory, tmp_path, capsys, monkeypatch):
@@ -180,7 +181,6 @@ def test_other_pixels_into_the_same_directory_are_refused(directory, tmp_path):
     first, other = drawn(3, 9, 9), drawn(3, 9, 9, seed=2)
     run = tp.run(**question, pixel_values=first)
     assert run.provenance["tokens"] == "given pixel_values"
-    tp.run(**question, pixel_values=first)
     with pytest.raises(tp.InputError, match="choose another --out"):
         tp.run(**question, pixel_values=other)
     tp.run(**question | {"out": str(tmp_path / "other")}, pixel_values=other)
@@ -210,7 +210,7 @@ def test_wrong_options_are_refused_before_anything_is_loaded(directory, capsys, 
     code, _, err = call(capsys, monkeypatch, "run", "--model", directory, *options)
     assert code == 2
     assert err.count("\n") <= 2
-    assert pytest.importorskip("re").search(message, err)
+    assert re.search(message, err)
 
 
 def test_an_image_for_a_model_of_texts_is_refused(capsys, monkeypatch, picture):

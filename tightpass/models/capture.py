@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tightpass.errors import InputError, TightpassError
+from tightpass.errors import InputError, TightpassError, VerificationError
 from tightpass.models import attention
 from tightpass.models.genuine import genuine_inside
 from tightpass.models.loading import Model
@@ -168,6 +168,7 @@ def capture(model: Model, given: torch.Tensor, wanted: Collection[int] | None = 
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"the forward pass of {model.name} fails at {_shown(model, given)}: {reason}") from error
+    _check_tokens(model, given, calls["0.layer"].x)
     return Captured(model, model.parts, calls, model.final_norm)
 
 
@@ -182,3 +183,13 @@ def _shown(model: Model, given: torch.Tensor) -> str:
     """What a forward pass was given, in words."""
     reads = model.shape.reads
     return f"these {len(given)} tokens" if reads is None else f"{reads.name} of shape {tuple(given.shape)}"
+
+
+def _check_tokens(model: Model, given: torch.Tensor, x: torch.Tensor) -> None:
+    """Raises VerificationError where an input that is no text makes another number of tokens than the family's row says."""
+    reads = model.shape.reads
+    if reads is not None and reads.tokens(tuple(given.shape)) != x.shape[-2]:
+        raise VerificationError(
+            f"{model.name} makes {x.shape[-2]} tokens of {_shown(model, given)}, its family's row says "
+            f"{reads.tokens(tuple(given.shape))}"
+        )
