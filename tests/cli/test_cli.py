@@ -88,7 +88,7 @@ def test_models_and_doctor(place):
     listed = tightpass("models", cwd=place).stdout
     assert "opt-66b" in listed
     assert "in closed form: bert, opt\n" in listed
-    assert "by automatic differentiation: cohere, gemma" in listed
+    assert "layer, model by automatic differentiation: bloom, cohere" in listed
     assert "demo" in listed
     assert json.loads(tightpass("doctor", "--json", cwd=place).stdout)["torch"] != "not installed"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tightpass.models.families.base import FAMILIES
 from tightpass.models.loading import demo_directory
+from tightpass.models.options import KINDS
 from tightpass.models.sizes import ALIASES, packaged_config
 
 
@@ -35,11 +36,18 @@ def known_models() -> list[Known]:
 
 
 def families_by_route() -> dict[str, list[str]]:
-    """How blocks of each family are differentiated, in words -> model types."""
-    found: dict[str, list[str]] = {"in closed form": [], "by automatic differentiation": []}
-    for kind, family in sorted(FAMILIES.items()):
-        found["in closed form" if family.closed else "by automatic differentiation"].append(kind)
+    """How blocks are differentiated, in words -> the model types of which that holds; those with most closed forms first."""
+    found: dict[str, list[str]] = {}
+    for kind, family in sorted(FAMILIES.items(), key=lambda item: (-len(item[1].closed), item[0])):
+        found.setdefault(_routes(family.closed), []).append(kind)
     return found
+
+
+def _routes(closed: Sequence[str]) -> str:
+    """In words, where blocks of these kinds have closed forms."""
+    others = [kind for kind in KINDS if kind not in closed]
+    routes = (("in closed form", closed), ("by automatic differentiation", others))
+    return "; ".join(f"{', '.join(kinds)} {how}" for how, kinds in routes if kinds)
 
 
 def _known(name: str, source: str, said: Mapping[str, Any]) -> Known:
