@@ -33,11 +33,10 @@ def _by_batches(module: nn.Module) -> Function:
 
 def bare_attention(parts: LayerParts, call: Call, head: int | None = None) -> Function:
     """The attention by itself, as it was called; or what one head adds to its output."""
-    context = without_projection(parts)
-    args = (torch.zeros_like(call.args[0]), *call.args[1:]) if parts.adds_residual else call.args
+    heads = mixed_by(parts, call)
 
     def attention(h: torch.Tensor) -> torch.Tensor:
-        mixed = context(h[None], *args, **call.kwargs)[0][0]
+        mixed = heads(h)
         y: torch.Tensor = parts.projection(mixed) if head is None else head_share(parts, mixed, head)
         return y
 
@@ -96,11 +95,29 @@ def head_share(parts: LayerParts, mixed: torch.Tensor, head: int) -> torch.Tenso
     return share
 
 
-def without_projection(parts: LayerParts) -> nn.Module:
-    """The attention module up to its output projection; shares its weights."""
-    if parts.projection_inside is None:
-        return parts.context
-    return replaced(parts.context, parts.projection_inside, nn.Identity())
+class Reading(nn.Module):
+    """In the place of a projection: keeps what it reads, and passes it on."""
+
+    read: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.read = x
+        return x
+
+
+def mixed_by(parts: LayerParts, call: Call) -> Function:
+    """The attention up to what its output projection reads, (tokens, heads·d_head), whatever its module does behind that."""
+    inside = parts.projection_inside
+
+    def mixed(h: torch.Tensor) -> torch.Tensor:
+        if inside is None:
+            y: torch.Tensor = parts.context(h[None], *call.args, **call.kwargs)[0]
+            return y[0]
+        reading = Reading()
+        replaced(parts.context, inside, reading)(h[None], *call.args, **call.kwargs)
+        return reading.read[0]
+
+    return mixed
 
 
 def replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:

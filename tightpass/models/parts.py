@@ -22,7 +22,6 @@ class LayerParts(Sites[nn.Module]):
     scale      what each branch is multiplied by before it is added
     groups     heads that share keys and values; None for what the attention says
     units      of an MLP of experts, that a token passes
-    adds_residual    whether the attention adds its second argument to what it gives
     """
 
     layer: nn.Module
@@ -31,7 +30,6 @@ class LayerParts(Sites[nn.Module]):
     scale: float = 1.0
     groups: int | None = None
     units: int = 0
-    adds_residual: bool = False
 
     @property
     def has_attention(self) -> bool:
@@ -100,7 +98,6 @@ def _layer_parts(layer: nn.Module, config: Any, family: Family, index: int) -> L
         scale=family.scale(config),
         groups=None if family.groups is None else family.groups(config),
         units=family.units(config),
-        adds_residual=family.adds_residual,
         **found,
     )
 

@@ -86,7 +86,6 @@ class Family:
                  all others are differentiated automatically
     own_attention    whether the attention computes by itself, and takes no function of this package
     implementation   which of its own computations that is
-    adds_residual    whether the attention adds its second argument, the residual, to what it gives
     groups       how many heads share keys and values, where the attention does not say it as most do
     units        of an MLP of experts: units that a token passes
     unsaid       sizes of layers that the configuration does not say as they are
@@ -106,7 +105,6 @@ class Family:
     closed: tuple[str, ...] = ()
     own_attention: bool = False
     implementation: str = "eager"
-    adds_residual: bool = False
     sites_of: Callable[[Any, int], Sites[str]] | None = None
     groups: Callable[[Any], int] | None = None
     units: Callable[[Any], int] = lambda config: 0
@@ -121,7 +119,7 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 """All families, by model type."""
 REFUSED: dict[str, str] = {}
-"""Why models of some types are none, by type: what they have, and what can be had."""
+"""What is said of model types that are known and not served: why, and the way round."""
 
 
 def register(family: Family) -> Family:
@@ -135,7 +133,7 @@ def family_of(config: Any) -> Family:
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
     if config.model_type in REFUSED:
-        raise InputError(f"models of type {config.model_type!r} {REFUSED[config.model_type]}")
+        raise InputError(f"a model of type {config.model_type!r} {REFUSED[config.model_type]}")
     raise InputError(
         f"models of type {config.model_type!r} are not supported yet; supported: {', '.join(sorted(FAMILIES))}"
     )

@@ -44,7 +44,6 @@ register(
         head_size="head_dim",
         causal=lambda config: True,
         own_attention=True,
-        adds_residual=True,
         prepare=prepare,
     )
 )
