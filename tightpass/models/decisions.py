@@ -22,9 +22,9 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Decision(Protocol):
-    """values   what it was made of, whose first axis is most often that of the tokens"""
-
-    values: torch.Tensor
+    @property
+    def values(self) -> torch.Tensor:
+        """What it was made of; the first axis is most often that of the tokens."""
 
     def again(self, values: torch.Tensor) -> Any:
         """What the function gives of other values when it decides alike."""
