@@ -157,3 +157,15 @@ def test_a_block_that_is_held_has_the_same_jacobian():
         block = block_of(made(name))
         J, held = (tp.jacobian(b).dense() for b in (block, block.in_precision(torch.float64)))
         assert float((J - held).abs().max()) <= 1e-14 * float(J.abs().max())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("held", [False, True])
+def test_some_tokens_go_to_the_experts_that_they_go_to_among_all(name, held):
+    """Though another expert is as near as rounding."""
+    block = block_of(torn(name, 3) if name == "mixtral" else made(name))
+    block = block.in_precision(torch.float64) if held else block
+    x, away = block.x[2:4], 1e-9 * torch.randn(2, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    part = block.function(slice(2, 4))
+    for at in (x, x + away, x - away):
+        assert float((part(at) - block(block.x)[2:4]).abs().max()) <= 1e-7

@@ -121,7 +121,7 @@ def test_two_ways_of_an_undecided_unit_are_not_called_different(small_opt, token
     found = tp.difference(a, b)
     assert not found.different, str(found)
     assert found.kinks == 2
-    assert "2 undecided ReLU units" in str(found)
+    assert "2 undecided units" in str(found)
     decided = [replace(s, evidence=replace(s.evidence, kinks=0, undecided=None)) for s in spectra]
     assert tp.difference(*decided).different
     other = spectrum(hf, layer=0)

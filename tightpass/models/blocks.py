@@ -24,7 +24,7 @@ from tightpass.models.branches import (
     read_through,
 )
 from tightpass.models.capture import Call, Captured, record
-from tightpass.models.decisions import Decision, decided, holding
+from tightpass.models.decisions import Decision, decided, experts_of, holding
 from tightpass.models.differences import direction, loses_precision, slope_error
 from tightpass.models.genuine import genuine
 from tightpass.models.linear import in_features
@@ -90,13 +90,18 @@ class Block:
         return self.function()(x)
 
     def function(self, tokens: slice | None = None) -> Function:
-        """The map, or, where it acts on each token alone, its restriction to some tokens."""
-        if not (self.held and self.decisions):
-            return self._deciding(tokens)
-        whole = holding(self._deciding(), self.decisions)
-        if tokens is None:
-            return whole
-        before, after = self.x[: tokens.start], self.x[tokens.stop :]
+        """The map, or, where it acts on each token alone, its restriction to some tokens, which go to the same experts."""
+        if tokens is not None and self.decisions:
+            return self._restricted(tokens)
+        free = self._deciding(tokens)
+        return holding(free, self.decisions) if self.held and self.decisions else free
+
+    def _restricted(self, tokens: slice) -> Function:
+        """Products of fewer rows are rounded otherwise, and a near-tie must not fall otherwise for that."""
+        some = self._deciding(tokens)
+        if not self.held:
+            return holding(some, experts_of(self.decisions, tokens))
+        whole, before, after = self.function(), self.x[: tokens.start], self.x[tokens.stop :]
         return lambda x: whole(torch.cat([before, x, after]))[tokens]
 
     def _deciding(self, tokens: slice | None = None) -> Function:

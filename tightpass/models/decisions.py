@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
@@ -21,9 +22,9 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Decision(Protocol):
-    """values   what it was made of, whose first axis is most often that of the tokens"""
-
-    values: torch.Tensor
+    @property
+    def values(self) -> torch.Tensor:
+        """What it was made of; the first axis is most often that of the tokens."""
 
     def again(self, values: torch.Tensor) -> Any:
         """What the function gives of other values when it decides alike."""
@@ -42,6 +43,10 @@ class Choice:
 
     def again(self, values: torch.Tensor) -> Any:
         return torch.return_types.topk((values.gather(-1, self.indices), self.indices))
+
+    def of(self, tokens: slice) -> Choice:
+        """That of some tokens alone."""
+        return Choice(self.values[tokens], self.count, self.indices[tokens])
 
     def within(self, error: float) -> torch.Tensor:
         ranked = self.values.sort(-1, descending=True).values
@@ -105,7 +110,7 @@ class Deciding(TorchFunctionMode):
 
 
 class Holding(TorchFunctionMode):
-    """Lets every decision inside fall as those given did."""
+    """Lets decisions inside fall as those given did, one after the other; any beyond them fall as they will."""
 
     def __init__(self, held: Sequence[Decision]) -> None:
         super().__init__()
@@ -116,7 +121,9 @@ class Holding(TorchFunctionMode):
         if not _decides(func, args):
             return func(*args, **kwargs)
         held = next(self.left, None)
-        if held is None or held.values.shape != args[0].shape:
+        if held is None:
+            return func(*args, **kwargs)
+        if held.values.shape != args[0].shape:
             raise VerificationError(
                 "the model decides on other numbers when it is called again: it is not a function of x"
             )
@@ -145,3 +152,9 @@ def holding(function: Function, held: Sequence[Decision]) -> Function:
             return function(x)
 
     return computed
+
+
+def experts_of(decisions: Sequence[Decision], tokens: slice) -> list[Choice]:
+    """The experts that some tokens go to, of decisions that begin with such; what follows is left open."""
+    first = takewhile(lambda decision: isinstance(decision, Choice), decisions)
+    return [choice.of(tokens) for choice in first if isinstance(choice, Choice)]

@@ -233,8 +233,6 @@ def stored_config(source: Source) -> Any:
 
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
-NOT_EVERYWHERE = ("max_position_embeddings",)
-"""Sizes that configurations of some families do not have."""
 
 
 def check_sizes(config: Any, name: str) -> None:

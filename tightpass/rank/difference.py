@@ -17,7 +17,7 @@ class Difference:
     """Two spectra A and B of one name, index by index.
 
     floor       f_A + f_B: two computed values of the same true one are at most this far apart
-    kinks       undecided ReLU units of both: J may differ by as many matrices of rank one
+    kinks       undecided units, and the like, of both: J may differ by as many matrices of rank one
     compared    leading values that both have
     beyond      how many of them are farther apart
     index       number, counted from 1, of the value that is farthest apart; `apart` by how much; `values` the two
@@ -61,7 +61,7 @@ class Difference:
                 f"none of {self.compared} values differs beyond the floors (at most {self.apart:.1e} = {self.floors:.2g} floors)"
             )
         if self.kinks:
-            parts.append(f"{self.kinks} undecided ReLU units allowed for, each moves values by one place at most")
+            parts.append(f"{self.kinks} undecided units allowed for, each moves values by one place at most")
         parts.append(f"ranks {a} and {b}" + (" differ" if self.ranks_differ else " agree"))
         return f"{self.name}: {'different' if self.different else 'the same'}; {'; '.join(parts)}"
 

@@ -62,7 +62,7 @@ def rank_at(
 
     values   computed singular values, descending, of any precision; compared as float64, and exactly
     bound    structural upper bound, kinks already in it
-    kinks    undecided ReLU units; each widens the interval by one at either end
+    kinks    undecided units and the like; each widens the interval by one at either end
     total    how many singular values there are; of those beyond the given ones, `hidden`, nothing is taken for granted but
     rest     an upper bound on the sum of their squares: at most ⌊rest/τ²⌋ of them exceed τ
     confidence  how surely the floor holds

@@ -102,7 +102,7 @@ class Evidence:
     """energy       ‖J‖_F²
     arithmetic   the floor's part of the model's arithmetic
     bounds       structural upper bounds on the rank, tightest first
-    kinks        undecided ReLU units
+    kinks        undecided ReLU units, numbers at a clamp, and the widths of tokens between two experts
     active       active units of each token, where there is one ReLU MLP
     route        how the Jacobian was computed
     estimated    whether `energy` is an estimate from random products
