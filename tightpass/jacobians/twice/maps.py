@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tightpass.jacobians.twice.functions import activation, exp
-from tightpass.jacobians.twice.matrix import CUT, matmul, sliced, slices_of
+from tightpass.jacobians.twice.matrix import cutting, matmul, sliced, slices_of
 from tightpass.jacobians.twice.pair import Pair, of, reciprocal_root
 from tightpass.jacobians.unknown import NoClosedFormError
 from tightpass.models.linear import is_plain_linear
@@ -78,7 +78,8 @@ class Linear:
     def numbers(inputs: int, outputs: int, digits: int) -> tuple[int, int]:
         """Of weights with so many digits: slices of rows and columns, and what is there while they are cut."""
         entries = inputs * outputs
-        return entries * (slices_of(inputs, digits) + slices_of(outputs, digits)), entries * CUT
+        slices = slices_of(inputs, digits) + slices_of(outputs, digits)
+        return entries * slices // 2, cutting(entries)  # float32 is half a number
 
 
 class Norm:

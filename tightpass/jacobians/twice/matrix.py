@@ -21,11 +21,16 @@ SPREAD = 24
 """Binary digits between the largest and the smallest entries of a row or column of weights, about."""
 CUT = 16
 """Arrays of a matrix's size while it is cut, beside the slices; some of them places that are free and do not fit."""
+AT_ONCE = 2**21
+"""Entries of a right factor that are cut at a time."""
 
 
 @dataclass(frozen=True)
 class Sliced:
-    """The right factor (.., k, n), cut once: `slices` add up to it, columns in units of their own."""
+    """The right factor (.., k, n), cut once: `slices` add up to it, columns in units of their own.
+
+    They are held in float32 where that has all their bits, which is nearly always.
+    """
 
     slices: tuple[Tensor, ...]
 
@@ -61,7 +66,32 @@ def cut(matrix: Pair, axis: int, depth: int) -> tuple[Tensor, ...]:
 def sliced(matrix: Pair | Tensor) -> Sliced:
     """A right factor (.., k, n) that is used again and again."""
     pair = matrix if isinstance(matrix, Pair) else of(matrix)
-    return Sliced(cut(pair, -2, pair.shape[-2]))
+    columns = max(1, AT_ONCE * pair.shape[-1] // max(1, pair.hi.numel()))
+    firsts = range(0, max(1, pair.shape[-1]), columns)
+    parts = [_compact(cut(pair[..., first : first + columns], -2, pair.shape[-2])) for first in firsts]
+    if len(parts) == 1:
+        return Sliced(tuple(parts[0]))
+    return Sliced(tuple(_level(parts, i) for i in range(max(map(len, parts)))))
+
+
+def _compact(slices: tuple[Tensor, ...]) -> list[Tensor]:
+    """In float32 if that is exact for all of them."""
+    small = [part.float() for part in slices]
+    return small if all(torch.equal(a.double(), b) for a, b in zip(small, slices, strict=True)) else list(slices)
+
+
+def _level(parts: list[list[Tensor]], level: int) -> Tensor:
+    """One slice of all columns, zero where a part has no such; what it is made of is let go."""
+    found = [part[level] if level < len(part) else torch.zeros_like(part[-1]) for part in parts]
+    for part in parts:
+        if level + 1 < len(part):
+            part[level] = part[level][..., :0]
+    return torch.cat(found, -1)
+
+
+def cutting(entries: int) -> int:
+    """Numbers that are there while a factor of so many entries is cut, or a slice of it widened again, beside the slices."""
+    return min(entries, AT_ONCE) * CUT + 3 * entries
 
 
 def matmul(left: Pair, right: Pair | Sliced) -> Pair:
@@ -72,7 +102,7 @@ def matmul(left: Pair, right: Pair | Sliced) -> Pair:
     total: Pair | None = None
     for level in range(levels):  # from the largest products to the smallest
         for i in range(max(0, level - len(factor.slices) + 1), min(level + 1, len(rows))):
-            product = rows[i] @ factor.slices[level - i]
+            product = rows[i] @ factor.slices[level - i].double()
             if total is None:
                 total = Pair(product, torch.zeros_like(product))
             else:
