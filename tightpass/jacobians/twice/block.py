@@ -47,9 +47,9 @@ class TwiceCost:
         return passing(min(columns, self.at_once) * self.column)
 
 
-def cost_of(kind: str, tokens: int, shape: Shape, itemsize: int) -> TwiceCost:
-    """Of a block of some kind, its weights in numbers of a size."""
-    d, layer, digits = shape.width, shape.widest, {4: 24, 8: 53}[itemsize]
+def cost_of(kind: str, tokens: int, shape: Shape, itemsize: int, stored: int = 53) -> TwiceCost:
+    """Of a block of some kind, its weights in numbers of a size, of which so many binary digits were stored."""
+    d, layer, digits = shape.width, shape.widest, min(stored, {4: 24, 8: 53}[itemsize])
     count = 1 if kind == "head" else layer.heads
     attention = Attention.numbers(tokens, d, layer.heads, layer.d_head, count, digits)
     mlp = MLP.numbers(tokens, d, layer.d_ff, digits)

@@ -60,7 +60,7 @@ class Linear:
     def __init__(self, module: nn.Module, inputs: slice = slice(None)) -> None:
         if not isinstance(module, nn.Linear) or not is_plain_linear(module):
             raise NoClosedFormError(f"no closed form for {type(module).__name__}")
-        weight = of(module.weight)[:, inputs]
+        weight = module.weight.detach()[:, inputs]
         self.rows, self.columns = sliced(weight), sliced(weight.mT)
         self.bias = None if module.bias is None else of(module.bias)
 

@@ -21,7 +21,7 @@ SPREAD = 24
 """Binary digits between the largest and the smallest entries of a row or column of weights, about."""
 CUT = 16
 """Arrays of a matrix's size while it is cut, beside the slices; some of them places that are free and do not fit."""
-AT_ONCE = 2**21
+AT_ONCE = 2**20
 """Entries of a right factor that are cut at a time."""
 
 
@@ -65,10 +65,10 @@ def cut(matrix: Pair, axis: int, depth: int) -> tuple[Tensor, ...]:
 
 def sliced(matrix: Pair | Tensor) -> Sliced:
     """A right factor (.., k, n) that is used again and again."""
-    pair = matrix if isinstance(matrix, Pair) else of(matrix)
-    columns = max(1, AT_ONCE * pair.shape[-1] // max(1, pair.hi.numel()))
-    firsts = range(0, max(1, pair.shape[-1]), columns)
-    parts = [_compact(cut(pair[..., first : first + columns], -2, pair.shape[-2])) for first in firsts]
+    depth, width = matrix.shape[-2:]
+    columns = max(1, AT_ONCE * width // max(1, math.prod(matrix.shape)))
+    stretches = (matrix[..., first : first + columns] for first in range(0, max(1, width), columns))
+    parts = [_compact(cut(part if isinstance(part, Pair) else of(part), -2, depth)) for part in stretches]
     if len(parts) == 1:
         return Sliced(tuple(parts[0]))
     return Sliced(tuple(_level(parts, i) for i in range(max(map(len, parts)))))
@@ -91,7 +91,7 @@ def _level(parts: list[list[Tensor]], level: int) -> Tensor:
 
 def cutting(entries: int) -> int:
     """Numbers that are there while a factor of so many entries is cut, or a slice of it widened again, beside the slices."""
-    return min(entries, AT_ONCE) * CUT + 3 * entries
+    return min(entries, AT_ONCE) * CUT + entries
 
 
 def matmul(left: Pair, right: Pair | Sliced) -> Pair:
