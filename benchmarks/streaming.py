@@ -1,16 +1,17 @@
-"""One layer of a model of OPT-2.7B's shape, 5.3 GB of float16 on disk, within 3 GiB of memory.
+"""Layers of a model of OPT-2.7B's shape, 5.3 GB of float16 on disk, in little memory.
 
     python benchmarks/streaming.py [FOLDER]
 
-Random weights are written to FOLDER (a temporary one if left out) in six safetensors files, and deleted in the end. Each question
-is asked as a user asks it, with `--memory 3GiB`: seconds, peak memory of the process (pages of mapped files counted), and what
-`plan` said.
+Random weights are written to FOLDER (a temporary one if left out) in six safetensors files, and deleted in the end. Questions are
+asked as a user asks them, with `--memory`: seconds, peak memory of the process (pages of mapped files counted), and what `plan`
+said. Besides, blocks alone, in Python: the forward pass, the block with its checks, and 16 products with its Jacobian.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -20,24 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import save, table
+from common import fresh_process, save, table
 from safetensors.torch import save_file
 from transformers import AutoModel
 
 from tightpass.models.sizes import opt_config
 
-ALLOWED = "3GiB"
 FILES = 6
 QUESTIONS = [
-    f"--block {block} --layers {layer} --tokens {tokens} --dtype {dtype}"
-    for block, layer, tokens, dtype in (
-        ("mlp", 0, 4, "float64"),
-        ("mlp", 31, 4, "float64"),
-        ("mlp", 15, 34, "float32"),
-        ("attn", 15, 2, "float64"),
-        ("attn", 15, 4, "float32"),
-    )
+    ("3GiB", "--block mlp --layers 0 --tokens 4 --dtype float32"),
+    ("3GiB", "--block mlp --layers 31 --tokens 34 --dtype float32"),
+    ("4GiB", "--block mlp --layers 15 --tokens 4"),
+    ("4GiB", "--block attn --layers 15 --tokens 4 --dtype float32"),
 ]
+BLOCKS = [("mlp", 0), ("mlp", 31), ("attn", 15), ("layer", 15)]
+"""In float64, within `ALONE`."""
+ALONE = "3GiB"
 
 
 def write(folder: Path) -> int:
@@ -70,10 +69,10 @@ def drawn(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torc
     return torch.empty(shape).normal_(0, 0.02, generator=generator).half()
 
 
-def case(question: str, model: Path, folder: str) -> dict[str, Any]:
+def case(allowed: str, question: str, model: Path, folder: str) -> dict[str, Any]:
     """Measured and planned."""
     command = str(Path(sys.executable).with_name("tightpass"))
-    asked = ["--model", str(model), *question.split(), "--memory", ALLOWED, "--out", f"{folder}/run-{time.time_ns()}"]
+    asked = ["--model", str(model), *question.split(), "--memory", allowed, "--out", f"{folder}/run-{time.time_ns()}"]
     planned = subprocess.run([command, "plan", *asked, "--json"], capture_output=True, text=True, check=True).stdout
     start = time.perf_counter()
     process = subprocess.Popen([command, "run", *asked, "--discard-jacobian"], stderr=subprocess.PIPE, text=True)
@@ -85,10 +84,30 @@ def case(question: str, model: Path, folder: str) -> dict[str, Any]:
         raise RuntimeError(said)
     plan = json.loads(planned)
     assert plan["in_turn"], "it was read whole"
-    found = {"question": question, "seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024}
+    found: dict[str, Any] = {
+        "question": question,
+        "allowed": allowed,
+        "seconds": seconds,
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
     found["planned_bytes"] = plan["memory"]
     print(json.dumps(found), flush=True)
     return found
+
+
+def block_alone(model: str, kind: str, layer: int) -> dict[str, Any]:
+    """Seconds and peak bytes of this process."""
+    import tightpass as tp
+
+    start = time.perf_counter()
+    loaded = tp.load_model(model, memory=ALONE)
+    assert loaded.streamed is not None, "it was read whole"
+    block = tp.block(loaded, kind, layer=layer, token_ids=[2, 100, 1000, 10000])
+    J = tp.jacobian(block)
+    J @ torch.randn(J.shape[1], 16, dtype=block.x.dtype)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"block": block.name, "seconds": seconds, "peak_bytes": peak}
 
 
 def main() -> None:
@@ -96,14 +115,19 @@ def main() -> None:
         model = Path(folder) / "opt-2.7b-shape"
         model.mkdir()
         stored = write(model)
-        cases = [case(question, model, folder) for question in QUESTIONS]
+        blocks = [fresh_process(__file__, str(model), kind, str(layer)) for kind, layer in BLOCKS]
+        print(*map(json.dumps, blocks), sep="\n", flush=True)
+        cases = [case(allowed, question, model, folder) for allowed, question in QUESTIONS]
     rows = [
         [c["question"], f"{c['seconds']:.0f}", f"{c['peak_bytes'] / 2**30:.2f}", f"{c['planned_bytes'] / 2**30:.2f}"]
         for c in cases
     ]
     print(table(["question", "seconds", "peak, GiB", "planned, GiB"], rows))
-    save("streaming", {"stored_bytes": stored, "allowed": ALLOWED, "cases": cases})
+    save("streaming", {"stored_bytes": stored, "alone": {"allowed": ALONE, "blocks": blocks}, "cases": cases})
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 2:
+        print(json.dumps(block_alone(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    else:
+        main()

@@ -140,3 +140,16 @@ def test_a_run_that_does_not_fit_whole(tmp_path, capsys, monkeypatch):
     code, out, err = call(capsys, monkeypatch, "plan", *options)
     assert (code, err) == (0, "")
     assert "layers read from the files one at a time" in out
+
+
+def test_experts_that_lie_apart_are_refused_in_words(tmp_path, monkeypatch):
+    from transformers import MixtralConfig, MixtralModel
+
+    from tightpass.models.families.base import FAMILIES
+
+    sizes = {"vocab_size": 37, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "num_local_experts": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16}
+    MixtralModel._from_config(MixtralConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    monkeypatch.setitem(FAMILIES, "mixtral", FAMILIES["llama"])
+    with pytest.raises(tp.InputError, match=r"each expert apart \(.*experts\.0\..*\), and they are joined only"):
+        in_turn(tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tightpass.errors import InputError
 from tightpass.models import gguf_models
 from tightpass.models.families.base import family_of
 from tightpass.models.files import check_weights
@@ -65,5 +66,16 @@ def _weights(name: str, place: GGUF | Path, base: Any) -> Weights:
         check_weights(place)
         check_stored(place)
         found = Named(stored_in(place), keys, prefix)
+        _refuse_apart(name, found)
     refuse_invented(name, family_of(base.config), compared(base, found))
     return found
+
+
+def _refuse_apart(name: str, weights: Weights) -> None:
+    """Raises InputError for experts that lie in the files one by one, where the model has them in one tensor."""
+    apart = next((key for key in weights.beyond if ".experts." in key), None)
+    if apart is not None:
+        raise InputError(
+            f"the layers of {name} cannot be read one at a time: its files have each expert apart ({apart}), and they are "
+            "joined only where a model is read whole; give more --memory"
+        )

@@ -29,7 +29,7 @@ from tightpass.models.invented import refuse_invented
 from tightpass.models.parts import LayerParts, final_norm_of, parts_of
 from tightpass.models.shape import Shape, shape_of_config, shape_of_parts
 from tightpass.models.sizes import ALIASES, packaged_config
-from tightpass.models.stored import check_stored, files_of
+from tightpass.models.stored import DIGITS, check_stored, digits_in, files_of
 from tightpass.models.streamed import Streamed, kept_bytes, work_of_held
 from tightpass.units import bytes_of, format_bytes
 
@@ -153,6 +153,13 @@ class Source:
         """What its weights are called: pretrained, or dequantised from which types."""
         kinds = () if self.gguf is None else self.gguf.quantised
         return f"dequantised {', '.join(kinds)}" if kinds else "pretrained"
+
+    @property
+    def digits(self) -> int:
+        """The binary digits that its weights were stored with, at most."""
+        if self.gguf is not None:
+            return DIGITS[torch.float32]
+        return digits_in(Path(self.location)) if self.is_local else max(DIGITS.values())
 
 
 def demo_directory() -> Path:

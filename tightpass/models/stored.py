@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from tightpass.errors import InputError
 from tightpass.models.files import fault
@@ -16,15 +16,21 @@ from tightpass.models.files import fault
 FORMATS = {"safetensors": "model.safetensors", "pickles": "pytorch_model.bin"}
 """What files of weights are called, the safe kind first."""
 INDEX = ".index.json"
+NAMED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+"""Precisions as safetensors calls them."""
+
+DIGITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
+"""Binary digits of a number."""
 
 
 class Stored(Protocol):
     """Weights by the names that they have in files.
 
-    shapes   of all of them, from the files' headers
+    shapes, dtypes   of all of them, from the files' headers
     """
 
     shapes: dict[str, tuple[int, ...]]
+    dtypes: set[torch.dtype]
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> torch.Tensor:
         """One of them as it is stored, or some of its rows."""
@@ -37,11 +43,14 @@ class Safetensors:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.places: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: set[torch.dtype] = set()
         for path in paths:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
                     self.places[name] = path
-                    self.shapes[name] = tuple(file.get_slice(name).get_shape())
+                    part = file.get_slice(name)
+                    self.shapes[name] = tuple(part.get_shape())
+                    self.dtypes.add(NAMED.get(part.get_dtype(), torch.float64))
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Opens the file anew, so that no more of it stays in memory than what was read."""
@@ -55,6 +64,7 @@ class Pickled:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.places = {name: path for path in paths for name in unpickled(path)}
         self.shapes = {name: tuple(t.shape) for path in paths for name, t in unpickled(path).items()}
+        self.dtypes = {t.dtype for path in paths for t in unpickled(path).values()}
 
     def read(self, name: str, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Maps the file anew, likewise."""
@@ -148,6 +158,15 @@ def stored_in(directory: Path) -> Stored:
         )
     kind, paths = found
     return Safetensors(paths) if kind == "safetensors" else Pickled(paths)
+
+
+def digits_in(directory: Path) -> int:
+    """The most binary digits that a number in a directory's files has; of float64 where there are none that can be read."""
+    try:
+        known = set() if files_of(directory) is None else stored_in(directory).dtypes
+    except (SafetensorError, OSError, ValueError):  # said in words when it is loaded
+        known = set()
+    return max((DIGITS.get(dtype, 0) for dtype in known), default=0) or max(DIGITS.values())
 
 
 class Named:

@@ -65,18 +65,22 @@ def plan_for(config: Config, shape: Shape, listed: Sequence[Options], limit: int
 
     source   where its files are, if it has any
     """
-    label = config.weights if source is None or config.weights == "random" else source.stored_as
-    whole = _planned(config, shape, listed, limit, label, in_turn=False)
-    if whole.memory <= limit or source is None or config.weights == "random" or config.block == "model":
+    files = None if config.weights == "random" else source
+    label, stored = (config.weights, 53) if files is None else (files.stored_as, files.digits)
+    whole = _planned(config, shape, listed, limit, label, stored, in_turn=False)
+    if whole.memory <= limit or files is None or config.block == "model":
         return whole
-    return _planned(config, shape, listed, limit, label, in_turn=True)
+    return _planned(config, shape, listed, limit, label, stored, in_turn=True)
 
 
-def _planned(config: Config, shape: Shape, listed: Sequence[Options], limit: int, weights: str, in_turn: bool) -> Plan:
+def _planned(
+    config: Config, shape: Shape, listed: Sequence[Options], limit: int, weights: str, stored: int, in_turn: bool
+) -> Plan:
+    """Of weights that are called so, and were stored with so many binary digits."""
     T, d = config.tokens, shape.width
     structure, size = structure_of(config.block, shape), DTYPES[config.dtype].itemsize
     layout = Layout(structure, T, T, d, d, config.dtype)
-    job = _job(config, shape, layout, limit)
+    job = _job(config, shape, layout, limit, stored)
     values = min(layout.shape) if config.forms_jacobian else _k(config, layout)
     results = len(listed) * records.bytes_of(layout.shape, values, config.vectors, size)
     model = streamed.kept_bytes(shape, T, size) if in_turn else shape.parameters * size
@@ -110,10 +114,10 @@ def structure_of(kind: str, shape: Shape) -> Structure:
     return BlockLowerTriangular() if shape.causal else Dense()
 
 
-def _job(config: Config, shape: Shape, layout: Layout, limit: int) -> Work:
+def _job(config: Config, shape: Shape, layout: Layout, limit: int, stored: int) -> Work:
     """One job: its block, Jacobian, evidence and spectrum."""
     kind, T, size = config.block, config.tokens, DTYPES[config.dtype].itemsize
-    form, twice = operator.cost_of(kind, T, shape, size), cost_of_twice(kind, T, shape, size)
+    form, twice = operator.cost_of(kind, T, shape, size), cost_of_twice(kind, T, shape, size, stored)
     made = blocks.work_of_checks(shape, kind, T, size).then(operator.work_of(form, kind, T, shape, size))
     if not config.forms_jacobian:
         return made.then(leading.work_of(form, twice, kind, T, shape, _k(config, layout), size)).dropped()

@@ -50,11 +50,12 @@ class TwiceCost:
         return passing(min(columns, self.at_once) * self.column)
 
 
-def cost_of(kind: str, tokens: int, shape: Shape, itemsize: int) -> TwiceCost:
-    """Of a block of some kind, its weights in numbers of a size; nothing of one without formulas."""
+def cost_of(kind: str, tokens: int, shape: Shape, itemsize: int, stored: int = 53) -> TwiceCost:
+    """Of a block of some kind, its weights in numbers of a size, of which so many binary digits were stored; nothing of one
+    without formulas."""
     if kind not in shape.closed:
         return TwiceCost(made=Work(), perturbed=Work(), column=0, at_once=1)
-    d, layer, digits = shape.width, shape.widest, {4: 24, 8: 53}[itemsize]
+    d, layer, digits = shape.width, shape.widest, min(stored, {4: 24, 8: 53}[itemsize])
     count = 1 if kind == "head" else layer.heads
     attention = Attention.numbers(tokens, d, layer.heads, layer.d_head, count, digits)
     mlp = MLP.numbers(tokens, d, layer.d_ff, digits, 2 if layer.gated else 1)

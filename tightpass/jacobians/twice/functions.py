@@ -192,6 +192,14 @@ def silu(z: Pair) -> tuple[Pair, Pair]:
 
 
 @in_parts
+def quick_gelu(z: Pair) -> tuple[Pair, Pair]:
+    """z·logistic(1.702 z)."""
+    inner = z * 1.702
+    gate = logistic(inner)
+    return z * gate, gate + inner * gate * logistic(-inner)
+
+
+@in_parts
 def of_tanh(z: Pair) -> tuple[Pair, Pair]:
     """Its slope as 4·logistic(2z)·logistic(−2z): 1 − tanh² has no digits left where tanh is nearly 1."""
     twice = z.scaled(2.0)
@@ -217,6 +225,7 @@ KNOWN: dict[str, Activation] = {
     "GELUTanh": gelu_tanh,
     "SiLUActivation": silu,
     "SiLU": silu,
+    "QuickGELUActivation": quick_gelu,
     "Tanh": of_tanh,
 }
 

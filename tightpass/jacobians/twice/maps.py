@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tightpass.jacobians.twice.functions import activation
-from tightpass.jacobians.twice.matrix import CUT, matmul, sliced, slices_of
+from tightpass.jacobians.twice.matrix import cutting, matmul, sliced, slices_of
 from tightpass.jacobians.twice.pair import Pair, of, reciprocal_root
 from tightpass.models.formulas import NoFormulasError
 from tightpass.models.linear import Affine
@@ -57,7 +57,7 @@ class Linear:
     saturated = 0
 
     def __init__(self, map_: Affine, inputs: slice = slice(None)) -> None:
-        weight = of(map_.weight)[:, inputs]
+        weight = map_.weight[:, inputs]
         self.rows, self.columns = sliced(weight), sliced(weight.mT)
         self.bias = None if map_.bias is None else of(map_.bias)
 
@@ -75,7 +75,8 @@ class Linear:
     def numbers(inputs: int, outputs: int, digits: int) -> tuple[int, int]:
         """Of weights with so many digits: slices of rows and columns, and what is there while they are cut."""
         entries = inputs * outputs
-        return entries * (slices_of(inputs, digits) + slices_of(outputs, digits)), entries * CUT
+        slices = slices_of(inputs, digits) + slices_of(outputs, digits)
+        return entries * slices // 2, cutting(entries)  # float32 is half a number
 
 
 class Norm:

@@ -22,11 +22,16 @@ SPREAD = 24
 CUT = 6
 """Arrays of a matrix's size while it is cut, beside the slices that stay: the low part that it comes with, what is left of it
 in two parts, two places for the next of these, and a slice that turns out to be zero."""
+AT_ONCE = 2**20
+"""Entries of a right factor that are cut at a time."""
 
 
 @dataclass(frozen=True)
 class Sliced:
-    """The right factor (.., k, n), cut once: `slices` add up to it, columns in units of their own."""
+    """The right factor (.., k, n), cut once: `slices` add up to it, columns in units of their own.
+
+    They are held in float32 where that has all their bits, which is nearly always.
+    """
 
     slices: tuple[Tensor, ...]
 
@@ -68,8 +73,33 @@ def cut(matrix: Pair, axis: int, depth: int) -> tuple[Tensor, ...]:
 
 def sliced(matrix: Pair | Tensor) -> Sliced:
     """A right factor (.., k, n) that is used again and again."""
-    pair = matrix if isinstance(matrix, Pair) else of(matrix)
-    return Sliced(cut(pair, -2, pair.shape[-2]))
+    depth, width = matrix.shape[-2:]
+    columns = max(1, AT_ONCE * width // max(1, math.prod(matrix.shape)))
+    stretches = (matrix[..., first : first + columns] for first in range(0, max(1, width), columns))
+    parts = [_compact(cut(part if isinstance(part, Pair) else of(part), -2, depth)) for part in stretches]
+    if len(parts) == 1:
+        return Sliced(tuple(parts[0]))
+    return Sliced(tuple(_level(parts, i) for i in range(max(map(len, parts)))))
+
+
+def _compact(slices: tuple[Tensor, ...]) -> list[Tensor]:
+    """In float32 if that is exact for all of them."""
+    small = [part.float() for part in slices]
+    return small if all(torch.equal(a.double(), b) for a, b in zip(small, slices, strict=True)) else list(slices)
+
+
+def _level(parts: list[list[Tensor]], level: int) -> Tensor:
+    """One slice of all columns, zero where a part has no such; what it is made of is let go."""
+    found = [part[level] if level < len(part) else torch.zeros_like(part[-1]) for part in parts]
+    for part in parts:
+        if level + 1 < len(part):
+            part[level] = part[level][..., :0]
+    return torch.cat(found, -1)
+
+
+def cutting(entries: int) -> int:
+    """Numbers that are there while a factor of so many entries is cut, or a slice of it widened again, beside the slices."""
+    return min(entries, AT_ONCE) * CUT + entries
 
 
 def matmul(left: Pair, right: Pair | Sliced) -> Pair:
@@ -80,7 +110,7 @@ def matmul(left: Pair, right: Pair | Sliced) -> Pair:
     total: Pair | None = None
     for level in range(levels):  # from the largest products to the smallest
         for i in range(max(0, level - len(factor.slices) + 1), min(level + 1, len(rows))):
-            product = rows[i] @ factor.slices[level - i]
+            product = rows[i] @ factor.slices[level - i].double()
             if total is None:
                 total = Pair(product, torch.zeros_like(product))
             else:
