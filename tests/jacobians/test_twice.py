@@ -92,6 +92,13 @@ FUNCTIONS = {
         lambda z: functions.silu(z)[1],
         lambda v: (1 + mpmath.exp(-v) + v * mpmath.exp(-v)) / (1 + mpmath.exp(-v)) ** 2,
     ),
+    "squared ReLU": (lambda z: functions.relu_squared(z)[0], lambda v: max(v, 0) ** 2),
+    "squared ReLU's slope": (lambda z: functions.relu_squared(z)[1], lambda v: 2 * max(v, 0)),
+    "quick gelu": (lambda z: functions.quick_gelu(z)[0], lambda v: v / (1 + mpmath.exp(-v * mpmath.mpf(1.702)))),
+    "quick gelu's slope": (
+        lambda z: functions.quick_gelu(z)[1],
+        lambda v: mpmath.diff(lambda w: w / (1 + mpmath.exp(-w * mpmath.mpf(1.702))), v),
+    ),
     "tanh's slope": (lambda z: functions.of_tanh(z)[1], lambda v: 1 / mpmath.cosh(v) ** 2),
 }
 
