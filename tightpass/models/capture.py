@@ -168,7 +168,7 @@ def capture(model: Model, given: torch.Tensor, wanted: Collection[int] | None = 
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"the forward pass of {model.name} fails at {_shown(model, given)}: {reason}") from error
-    _check_tokens(model, given, calls["0.layer"].x)
+    _check_tokens(model, given, next(call.x for label, call in calls.items() if label.endswith(".layer")))
     return Captured(model, model.parts, calls, model.final_norm)
 
 
