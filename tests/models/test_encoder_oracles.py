@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from encoder_models import CASES, IDS, config_of, given_of, made, reads_text
-from encoder_oracles import ROWS, Oracle
+from oracles.encoder_models import CASES, IDS, config_of, given_of, made, reads_text
+from oracles.encoder_oracles import ROWS, Oracle
 from transformers.models.t5 import modeling_t5
 
 import tightpass as tp

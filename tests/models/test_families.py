@@ -9,13 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import encoder_models
-import encoder_oracles
-import family_models
-import family_oracles
 import pytest
 import torch
-from decoder_models import HEADS
+from oracles import encoder_models, encoder_oracles, family_models, family_oracles
+from oracles.decoder_models import HEADS
 from oracles.places import PLACES, place_of
 from oracles.small_models import HF_MODELS
 from transformers import AutoConfig, PreTrainedConfig

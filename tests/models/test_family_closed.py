@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family_blocks import IDS, KINDS, block_of, function_of, loaded, oracle_of
-from family_models import CASES
+from oracles.family_blocks import IDS, KINDS, block_of, function_of, loaded, oracle_of
+from oracles.family_models import CASES
 
 import tightpass as tp
 from tightpass.jacobians.twice.block import twice

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import encoder_models
 import pytest
 import torch
-from family_blocks import KINDS, block_of, function_of, loaded, oracle_of
-from family_models import CASES
-from family_oracles import ROWS
+from oracles import encoder_models
+from oracles.family_blocks import KINDS, block_of, function_of, loaded, oracle_of
+from oracles.family_models import CASES
+from oracles.family_oracles import ROWS
 
 import tightpass as tp
 from tightpass.models.families.base import FAMILIES

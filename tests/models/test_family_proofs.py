@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from family_models import CASES, made
+from oracles.family_models import CASES, made
 from transformers import AutoConfig, AutoModel
 
 import tightpass as tp

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import sys
 
-import family_models
 import gguf
 import gguf_writing
 import numpy as np
 import pytest
 import torch
 from commands import call
+from oracles import family_models
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import tightpass as tp

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import call
-from encoder_models import IDS, config_of, made
+from oracles.encoder_models import IDS, config_of, made
 from PIL import Image
 
 import tightpass as tp

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family_models import made
+from oracles.family_models import made
 from transformers import AutoConfig, AutoModel
 
 import tightpass as tp

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import family_models
 import gguf_writing
 import pytest
 import torch
 from commands import call
 from models.test_gguf import wide_llama
+from oracles import family_models
 from oracles.small_models import HF_MODELS, opt
 
 import tightpass as tp

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_models import ALL_KEYS, CASES, LN, NONE, RMS, SIZES, SQUARE, WIDE, rope
+from oracles.family_models import ALL_KEYS, CASES, LN, NONE, RMS, SIZES, SQUARE, WIDE, rope
 
 WINDOW = {"sliding_window": 3}
 KINDS = {"layer_types": ["sliding_attention", "full_attention"]}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from family_oracles import apply, at, gelu, gelu_tanh, halves, layer_norm, linear, rms
+
+from oracles.family_oracles import apply, at, gelu, gelu_tanh, halves, layer_norm, linear, rms
 
 Tensor = torch.Tensor
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from decoder_oracles import oracle_for
-from family_models import made
-from family_oracles import ROWS, tables_of
-
 import tightpass as tp
+from oracles.decoder_oracles import oracle_for
+from oracles.family_models import made
+from oracles.family_oracles import ROWS, tables_of
 from tightpass.models.loading import Model
 
 IDS = [5, 17, 2, 30, 11, 7]

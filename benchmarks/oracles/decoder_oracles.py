@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from family_oracles import (
+
+from oracles.family_oracles import (
     ROWS,
     SHARED,
     Linear,
