@@ -30,6 +30,15 @@ QUESTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+FIGURES_OF = {
+    "minilm-attn-t16": ("spectra",),
+    "smollm2-mlp-t34": ("spectra",),
+    "smollm2-attn-t16": ("ranks", "spectra"),
+    "smollm2-attn-t34": ("spectra",),
+}
+"""Those that are shown."""
+
+
 def paths_of(run: Any) -> dict[str, Any]:
     """Of an attention, block by block: shares of ‖J‖_F² through the values and through the weights."""
     found = {r.spectrum.name: r.spectrum.evidence.explanation.paths for r in run.records}
@@ -48,12 +57,17 @@ def half(values: np.ndarray) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True)
-    place = parser.parse_args().runs
+    parser.add_argument("--finished", action="store_true", help="compute nothing: gather the blocks that are done")
+    args = parser.parse_args()
     FIGURES.mkdir(parents=True, exist_ok=True)
     runs = {}
     for name, question in QUESTIONS.items():
-        run = tp.run(**question, out=str(place / name), discard_jacobian=True)
-        for figure in ("ranks", "spectra"):
+        place = args.runs / name
+        if args.finished and not (place / "records").is_dir():
+            continue
+        run = tp.open(place) if args.finished else tp.run(**question, out=str(place), discard_jacobian=True)
+        run.plot()
+        for figure in FIGURES_OF.get(name, ()):
             shutil.copy(run.directory / f"{figure}.png", FIGURES / f"{name}-{figure}.png")
         runs[name] = {
             "question": question,
