@@ -74,7 +74,7 @@ def plan_for(config: Config, shape: Shape, listed: Sequence[Options], limit: int
 
 
 def _planned(config: Config, shape: Shape, listed: Sequence[Options], limit: int, weights: str, in_turn: bool) -> Plan:
-    T, d = config.tokens, shape.width
+    T, d = config.length, shape.width
     structure, size = structure_of(config.block, shape), DTYPES[config.dtype].itemsize
     layout = Layout(structure, T, T, d, d, config.dtype)
     job = _job(config, shape, layout, limit)
@@ -113,7 +113,7 @@ def structure_of(kind: str, shape: Shape) -> Structure:
 
 def _job(config: Config, shape: Shape, layout: Layout, limit: int) -> Work:
     """One job: its block, Jacobian, evidence and spectrum."""
-    kind, T, size = config.block, config.tokens, DTYPES[config.dtype].itemsize
+    kind, T, size = config.block, config.length, DTYPES[config.dtype].itemsize
     form, twice = cost_of(kind, T, shape), cost_of_twice(kind, T, shape, size)
     made = blocks.work_of_checks(shape, kind, T, size).then(operator.work_of(form, kind, T, shape, size))
     if not config.forms_jacobian:
