@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tightpass.evidence.judge import spectrum
     from tightpass.jacobians.checked import block
     from tightpass.jacobians.operator import jacobian
+    from tightpass.models.genuine import genuine
     from tightpass.models.loading import load_model
     from tightpass.rank.difference import difference
     from tightpass.report.spread import spread
@@ -41,6 +42,7 @@ _PLACES = {
     "block": "jacobians.checked",
     "compare": "runs.compare",
     "difference": "rank.difference",
+    "genuine": "models.genuine",
     "jacobian": "jacobians.operator",
     "load_model": "models.loading",
     "open": "runs.opened",
@@ -66,6 +68,7 @@ __all__ = [
     "block",
     "compare",
     "difference",
+    "genuine",
     "jacobian",
     "load_model",
     "open",

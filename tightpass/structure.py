@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tightpass import doors
+from tightpass.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,11 @@ class Source(Protocol):
 
 
 STRUCTURES = {kind.__name__: kind() for kind in (BlockDiagonal, BlockLowerTriangular, Dense)}
+
+
+def check_kind(structure: Any) -> None:
+    """Raises InputError for what is no structure; None is no claim."""
+    if structure is not None and not isinstance(structure, Structure):
+        raise InputError(
+            f"structure must be BlockDiagonal(), BlockLowerTriangular() or Dense(), got {doors.shown(structure)}"
+        )

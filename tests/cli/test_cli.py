@@ -122,7 +122,7 @@ BAD = [
     (["run", "--model", "gpt2"], 2, "a Hub id such as openai-community/gpt2 (from the network, or its local cache)"),
     (["run", "--model", "facebook/opt-125m"], 2, "--weights random"),
     (["run", "--model", "opt-125m"], 2, "--model demo"),
-    (["run", "--text", "too short"], 2, "64 were asked for"),
+    (["run", "--text", "too short", "--tokens", "64"], 2, "64 were asked for"),
     (["run", "--tokens", "300"], 2, "demo has 256 positions, 300 tokens"),
     (["run", "--tokens", "0"], 2, "tokens must be at least 1, got 0"),
     (["run", "--tokens", "-3"], 2, "tokens must be at least 1, got -3"),

@@ -149,7 +149,7 @@ def test_token_ids_that_are_none(small_opt, ids):
         ("tokens: 4\nseed: 1\ntokens: 5\n", r"\(line 3\): 'tokens' stands there twice"),
         ("tokens: 4\n\tseed: 1\n", r"\(line 2\): .*spaces, not tabs"),
         ("layers: [0\n", r"as YAML \(line 2\)"),
-        ("tokens: null\n", "tokens: expected a whole number, got None"),
+        ("seed: null\n", "seed: expected a whole number, got None"),
         ("norm: perhaps\n", "norm: expected true or false"),
     ],
 )

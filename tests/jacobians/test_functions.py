@@ -70,6 +70,19 @@ class Old(torch.autograd.Function):
         return g
 
 
+class Cached:
+    """As a model that keeps keys and values of the call before."""
+
+    seen = ()
+
+    def __call__(self, x):
+        self.seen = (*self.seen, x)
+        return torch.stack(self.seen).sum(0) + x
+
+
+WEIGHT = nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+
+
 def without_gradient(x):
     with torch.no_grad():
         return x * 3
@@ -83,20 +96,30 @@ def without_gradient(x):
         (nn.Dropout(0.5).train(), "different values at the same x"),
         (lambda x: x.add_(1), "different values|cannot be differentiated"),
         (lambda x: x.detach() * 2, "derivative is zero though it moves"),
+        (torch.ones_like, "its result does not depend on x: no operation that has a derivative leads"),
+        (lambda x: WEIGHT * 2, "its result does not depend on x"),
+        (lambda x: nn.functional.one_hot(x.argmax(-1), 4).double(), "its result does not depend on x"),
+        (nn.BatchNorm1d(4).double().train(), "it has a state, which it changes"),
+        (Cached(), "different values at the same x"),
         (without_gradient, "derivative is zero though it moves"),
-        (lambda x: (x.float() ** 2).double(), "lower precision inside"),
+        (lambda x: (x.float() ** 2).double(), r"lower precision inside .* give tp.genuine\(fn\)"),
+        (nn.Linear(4, 4), r"weights are of another precision than x: call .double\(\)"),
         (lambda x: torch.softmax(x, -1, dtype=torch.float32).double(), "lower precision inside"),
         (Wrong.apply, "backward pass is wrong"),
         (lambda x: torch.sqrt(x - x), "not finite"),
         (lambda x: x.norm(dim=-1, keepdim=True) * 0 / 0, "not finite"),
         (Old.apply, "needs forward"),
         (Doubled.apply, "needs a jvp"),
-        (lambda x: (x, x), "return one .* got tuple"),
+        (lambda x: (x, x), r"return one .* got tuple; .*lambda x: fn\(x\)\[0\]"),
+        (lambda x: x[None], r"got shape \(1, 3, 4\), .*take the batch off: lambda x: fn\(x\)\[0\]"),
+        (lambda x: x[:, :, None, None], r"lambda x: fn\(x\).reshape\(len\(x\), -1\)"),
+        (lambda x: torch.einsum("btd,btd->btd", x, x), r"takes a batch, x\[None\], .*lambda x: fn\(x\[None\]\)\[0\]"),
+        (lambda x: x.long(), "cannot be differentiated"),
         (lambda x: None, "return one .* got NoneType"),
         (lambda x: [x], "return one .* got list"),
         (lambda x: x.numpy(), "cannot be differentiated|return one"),
         (lambda x: x.sum(), "must return a .tokens, d. tensor"),
-        (lambda x: x.float(), "must return a .tokens, d. tensor"),
+        (lambda x: x.float(), "must return a .tokens, d. tensor .*give x in torch.float32"),
         (lambda x: x[:0], "must return a .tokens, d. tensor"),
         (lambda x: x @ x, "cannot be differentiated"),
         (lambda x: {}[0], "cannot be differentiated at x: KeyError"),
@@ -225,3 +248,149 @@ def test_counts_are_whole_numbers(given):
 def test_a_structure_is_one_of_three(structure):
     with pytest.raises(tp.InputError, match="structure must be"):
         tp.jacobian(lambda x: 2 * x, torch.ones(2, 3, dtype=torch.float64), structure=structure)
+
+
+# ---- what is mended by itself, or by one call
+
+
+def attention(x):
+    return nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], is_causal=True)[0]
+
+
+def written_out(x):
+    scores = (x @ x.T / x.shape[-1] ** 0.5).masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf)
+    return scores.softmax(-1) @ x
+
+
+def test_fused_attention_is_differentiable_by_itself():
+    exact = torch.func.jacrev(written_out)(X).reshape(12, 12)
+    J = tp.jacobian(attention, X, tp.BlockLowerTriangular())
+    assert torch.allclose(J.dense(), exact, rtol=0, atol=1e-14)
+    assert torch.allclose(J @ torch.eye(12, dtype=torch.float64), exact, rtol=0, atol=1e-14)
+
+
+def test_fused_layers_of_torch_are_too():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).double().eval().requires_grad_(False)
+    J = tp.jacobian(lambda x: layer(x[None])[0], X)
+    rows = torch.autograd.functional.jacobian(lambda x: layer.train(False)(x[None])[0], X)
+    assert torch.allclose(J @ torch.eye(12, dtype=torch.float64), rows.reshape(12, 12), rtol=0, atol=1e-13)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def single(x):
+    """As norms of many models."""
+    wide = x.to(torch.float32)
+    weights = nn.functional.softmax(x, -1, dtype=torch.float32)
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True))).to(x.dtype) * weights.type_as(x)
+
+
+def double(x):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True)) * x.softmax(-1)
+
+
+def test_genuine_lifts_casts():
+    exact = torch.func.jacrev(double)(X).reshape(12, 12)
+    with pytest.raises(InputError, match="lower precision inside"):
+        tp.jacobian(single, X)
+    J = tp.jacobian(tp.genuine(single), X)
+    assert torch.allclose(J.dense(), exact, rtol=0, atol=1e-14)
+    assert torch.equal(tp.genuine(single)(X.float()), single(X.float()))
+    with pytest.raises(InputError, match="genuine expects a function"):
+        tp.genuine(3)
+
+
+# ---- how surely its arithmetic is known
+
+
+class Sine(torch.autograd.Function):
+    """By NumPy, where torch sees nothing."""
+
+    @staticmethod
+    def forward(x):
+        return torch.from_numpy(np.sin(x.detach().numpy()))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * torch.cos(ctx.saved_tensors[0])
+
+    @staticmethod
+    def jvp(ctx, t):
+        return t * torch.cos(ctx.saved_tensors[0])
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return Sine.apply(x), in_dims[0]
+
+
+def in_one_precision(x):
+    if x.dtype != torch.float64:
+        raise TypeError("float64 alone")
+    return Sine.apply(x)
+
+
+@pytest.mark.parametrize(
+    "fn", [lambda x: x.softmax(-1) * x, nn.Linear(4, 4), attention], ids=["softmax", "module", "attention"]
+)
+@pytest.mark.parametrize("method", [{}, {"method": "topk", "k": 5}], ids=["exact", "topk"])
+def test_float32_is_measured_in_float64(fn, method):
+    """The bound is the true error, of J as it is, and no more."""
+    x = X.float()
+    S = tp.spectrum(tp.jacobian(fn, x), **method)
+    part = S.floor.parts[0]
+    assert part.method.startswith("measured: J as stored against J of the same function in float64")
+    assert part.confidence == S.rank.confidence == "certain"
+    wide = nn.Linear(4, 4).double() if isinstance(fn, nn.Module) else fn
+    if isinstance(fn, nn.Module):
+        wide.load_state_dict(fn.state_dict())
+    exact = torch.func.jacrev(wide)(x.double()).detach().reshape(12, 12)
+    J = tp.jacobian(fn, x)
+    found = J @ torch.eye(12) if method else J.dense()  # products are by forward mode, blocks by reverse
+    true = float(torch.linalg.matrix_norm(found.double() - exact, 2))
+    assert true <= part.bound <= 2 * true + 1e-12
+
+
+def test_where_float64_is_not_to_be_had_it_is_estimated():
+    W = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    part = tp.spectrum(tp.jacobian(lambda x: x @ W, X.float())).floor.parts[0]
+    assert (part.method[:9], part.confidence) == ("estimated", "calibrated")
+
+
+@pytest.mark.parametrize("method", [{}, {"method": "topk", "k": 5}], ids=["exact", "topk"])
+def test_what_is_computed_out_of_sight_is_said(method):
+    seen, alone = (tp.spectrum(tp.jacobian(fn, X), **method) for fn in (Sine.apply, in_one_precision))
+    part = seen.floor.parts[0]
+    assert part.method.endswith("times 2⁻²⁹ and 4, since some of it is computed outside of torch")
+    assert part.confidence == "calibrated"
+    part = alone.floor.parts[0]
+    assert part.method.startswith("assumed: 16·eps·√N·‖J‖_F, since some of it is computed outside of torch")
+    assert part.confidence == alone.rank.confidence == "assumed"
+    assert part.bound >= 16 * 2.2e-16 * 12**0.5 * float(np.linalg.norm(seen.values))
+    assert "calibrated" in tp.spectrum(tp.jacobian(torch.sin, X), **method).rank.words
+
+
+# ---- structure
+
+
+@pytest.mark.parametrize("structure", [tp.BlockDiagonal(), tp.BlockLowerTriangular(), tp.Dense()])
+def test_a_claimed_structure_is_used_where_it_holds(structure):
+    """Of a map of each token, of those before it, and of all: every claim that is at least as wide holds, and no other."""
+    functions = {
+        "BlockDiagonal": torch.tanh,
+        "BlockLowerTriangular": lambda x: x.cumsum(0) ** 2,
+        "Dense": lambda x: x @ x.T @ x,
+    }
+    width = {name: i for i, name in enumerate(functions)}
+    for name, fn in functions.items():
+        if width[name] > width[structure.name]:
+            with pytest.raises(tp.VerificationError, match=rf"claimed {structure.name}, .* use structure=Dense"):
+                tp.jacobian(fn, X, structure=structure)
+        else:
+            J = tp.jacobian(fn, X, structure=structure)
+            assert torch.allclose(J.dense(), torch.func.jacrev(fn)(X).reshape(12, 12), rtol=0, atol=1e-13)
+            assert sum(len(panel.rows) for panel in J.panels()) == structure.count(3, 3)

@@ -231,7 +231,10 @@ def test_hooks_are_removed_even_if_the_forward_pass_fails(small_opt):
         (lambda: tp.load_model("demo", device="cuda:99"), "torch sees"),
         (lambda: tp.load_model("demo", weights="trained"), "weights must be"),
         (lambda: tp.block(tp.load_model(bert()), "mlp", layer=2, token_ids=IDS), r"layers 0..1, got 2"),
-        (lambda: tp.block(tp.load_model(bert()), "mlp", layer=-1, token_ids=IDS), r"layers 0..1, got -1"),
+        (
+            lambda: tp.block(tp.load_model(bert()), "mlp", layer=-3, token_ids=IDS),
+            r"layers 0..1, or -2..-1 from the end, got -3",
+        ),
         (lambda: tp.block(tp.load_model(bert()), "mpl", layer=0, token_ids=IDS), "unknown block 'mpl'"),
         (
             lambda: tp.block(tp.load_model(bert()), "head", layer=0, head=5, token_ids=IDS),
@@ -263,7 +266,10 @@ def test_hooks_are_removed_even_if_the_forward_pass_fails(small_opt):
             "always contains its residuals",
         ),
         (lambda: tp.load_model(None), "got NoneType"),
-        (lambda: tp.block(tp.load_model("demo"), "mlp", layer=0, text="one two"), "tokens, 64 were asked for"),
+        (
+            lambda: tp.block(tp.load_model("demo"), "mlp", layer=0, text="one two", tokens=64),
+            "tokens, 64 were asked for",
+        ),
     ],
 )
 def test_bad_requests_are_named(make, message):
@@ -295,7 +301,7 @@ def test_a_local_directory_is_the_same_model(tmp_path, small_opt):
 
 def test_an_unsupported_family_names_the_supported(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_bigcode"}))
-    with pytest.raises(tp.InputError, match=r"'gpt_bigcode' are not supported yet; supported: .*bert, .*llama, .*opt"):
+    with pytest.raises(tp.InputError, match=r"'gpt_bigcode' is not supported yet; supported: .*bert, .*llama, .*opt"):
         tp.load_model(str(tmp_path))
 
 

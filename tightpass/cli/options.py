@@ -13,7 +13,7 @@ import typer
 from tightpass.cli.ends import unprinted
 from tightpass.errors import InterruptedRunError, TightpassError
 from tightpass.report.say import give_up_stdout, say
-from tightpass.runs.question import Config
+from tightpass.runs.question import PYTHON_ONLY, Config
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -32,7 +32,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
         guarded(act, debug)
 
-    parameters = [_flag(name, field) for name, field in Config.model_fields.items()]
+    flagged = [name for name in Config.model_fields if name not in PYTHON_ONLY]
+    parameters = [_flag(name, Config.model_fields[name]) for name in flagged]
     for name, kind, default in (
         ("config", Annotated[str | None, typer.Option(help="YAML file with any of these options; flags win.")], None),
         ("json", Json, False),

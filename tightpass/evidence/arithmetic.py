@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tightpass.confidence import CALIBRATED, CERTAIN, PROBED
+from tightpass.confidence import ASSUMED, CALIBRATED, CERTAIN, PROBED, ROUNDING
 from tightpass.jacobians.autodiff import Linearisation
 from tightpass.jacobians.forms.base import Cost
 from tightpass.jacobians.operator import Jacobian
 from tightpass.jacobians.perturbed import DRAWS, moved
+from tightpass.jacobians.perturbed import frobenius as frobenius_of
 from tightpass.jacobians.perturbed import work_of as work_of_perturbing
 from tightpass.jacobians.twice.block import Twice, TwiceCost
 from tightpass.jacobians.twice.pair import Pair, of
@@ -40,6 +41,10 @@ WHOLE = 128
 """Up to as many columns E is formed, and its norm is certain."""
 CHANCE = 1e-4
 """That Lanczos finds less than ‖E‖₂/√2."""
+FINER = 2.0**-20
+"""What float64 may be off of its own, in parts of what float32 is: it has 2²⁹ times finer units."""
+SCALED = 4 * 2.0**-29
+"""From the error of float32 to that of float64, with room: of the true one it was 0.45 to 0.99 before the factor 4."""
 SPARE = 1e-3
 GAUSSIANS, SMALL_BALL = 8, 0.05
 """χ² of so many degrees of freedom is below this part of its mean with a probability of 6·10⁻⁵."""
@@ -237,6 +242,8 @@ def measured(J: Jacobian, stored: Panels, exact: Twice) -> Part:
 def estimated(J: Jacobian, stored: Panels) -> Part:
     """Where no formulas are known in twice float64's precision: how far J moves when every operation is perturbed, and how
     far J as stored is from automatic differentiation where it was computed in another way."""
+    if J.block is None:
+        return _of_function(J, lambda exact: Difference(J, stored, exact))
     if not J.form.closed:
         return _estimate(J, 0.0, "")
     found = bound(Difference(J, stored, _differentiated(J)))
@@ -245,10 +252,32 @@ def estimated(J: Jacobian, stored: Panels) -> Part:
 
 def estimated_of_products(J: Jacobian) -> Part:
     """`estimated`, where J is never formed."""
+    if J.block is None:
+        return _of_function(J, lambda exact: Apart(J, exact))
     if not J.form.closed:
         return _estimate(J, 0.0, "")
     found = bound(Apart(J, _differentiated(J)))
     return _estimate(J, found.size, f"; and its products against automatic differentiation, {found.how}")
+
+
+def _of_function(J: Jacobian, against: Callable[[Plain], Error]) -> Part:
+    """Of a function that was handed in: measured in float64 where it is of float32 and lets that be; else estimated, or assumed
+    where it computes some of it out of sight and in one precision only."""
+    other = J.otherwise()
+    if other is not None and J.dtype == torch.float32:
+        found = bound(against(Plain(other, torch.float64)))
+        method = f"measured: J as stored against J of the same function in float64, {found.how}"
+        return Part(NAME, found.size * (1 + FINER), method, PROBED if found.chance else CERTAIN, found.chance)
+    part = _estimate(J, 0.0, "")
+    if not J.hides:
+        return part
+    if other is not None:
+        scaled = SCALED * frobenius_of(J.held(), other)
+        why = "and J in float32 against it, times 2⁻²⁹ and 4, since some of it is computed outside of torch"
+        return replace(part, bound=max(part.bound, scaled), method=f"{part.method}; {why}")
+    unit = ROUNDING * float(torch.finfo(J.dtype).eps) * math.sqrt(min(J.shape))
+    why = f"assumed: {ROUNDING:g}·eps·√N·‖J‖_F, since some of it is computed outside of torch, in one precision only"
+    return Part(NAME, part.bound + unit * frobenius_of(J.held()), why, ASSUMED)
 
 
 def _differentiated(J: Jacobian) -> Plain:

@@ -44,11 +44,11 @@ def spectrum(J: Jacobian | Transposed, method: str = "auto", vectors: int = 0, k
     check_k(method, k, vectors)
     if method == "topk":
         found = leading_spectrum(J, DEFAULT_K if k is None else k, vectors)
-        return replace(found, checks=(*found.checks, *J.looked))
+        return replace(found, checks=(*found.checks, *J.looked), tokens_out=J.tokens_out)
     written = Written.like(J)
     evidence = collect(J, written.kept.append, written.panels)
     found = verdict(written, evidence, J.name, J.tokens_in, vectors, J.factors)
-    return replace(found, checks=(*found.checks, *J.looked))
+    return replace(found, checks=(*found.checks, *J.looked), tokens_out=J.tokens_out)
 
 
 def transposed(s: Spectrum, of: Transposed) -> Spectrum:
@@ -59,6 +59,7 @@ def transposed(s: Spectrum, of: Transposed) -> Spectrum:
         s,
         name=of.name,
         tokens=of.tokens_in,
+        tokens_out=of.T.tokens_in,
         evidence=replace(s.evidence, explanation=replace(why, distances=turned)),
         U=None if s.Vh is None else s.Vh.T.copy(),
         Vh=None if s.U is None else s.U.T.copy(),

@@ -43,15 +43,31 @@ class Linearisation:
         try:
             y, pull, *_ = vjp(self._checked, self.x)
         except Exception as error:  # a user's function may raise anything
-            raise in_words(error) from error
+            raise self._with_batch(in_words(error)) from error
         return y.detach(), lambda cotangent: pull(cotangent)[0]
+
+    def _with_batch(self, error: TightpassError) -> TightpassError:
+        """Likewise, or that it works with an axis over texts in front alone, as most models have it."""
+        if self._runs(self.x) or not self._runs(self.x[None]):
+            return error
+        return InputError(
+            "the function takes a batch, x[None], and not a (tokens, d) tensor alone; give lambda x: fn(x[None])[0]"
+        )
+
+    def _runs(self, x: torch.Tensor) -> bool:
+        try:
+            with torch.no_grad():
+                return isinstance(self.fn(x.clone()), torch.Tensor)
+        except Exception:  # a user's function may raise anything
+            return False
 
     def _checked(self, x: torch.Tensor) -> torch.Tensor:
         """The value. Raises InputError for anything but a tensor."""
         y = self.fn(x)
         if not isinstance(y, torch.Tensor):
             raise InputError(
-                f"the function cannot be differentiated: it must return one (tokens, d) tensor, got {type(y).__name__}"
+                f"the function cannot be differentiated: it must return one (tokens, d) tensor, got {type(y).__name__}; "
+                "take the one that is meant, such as lambda x: fn(x)[0]"
             )
         return y
 
@@ -92,6 +108,10 @@ def in_words(error: Exception) -> TightpassError:
     said = (str(error).strip().splitlines() or [""])[0]
     known = (
         (
+            "mutate a captured Tensor",
+            "it has a state, which it changes (BatchNorm in train mode: call .eval()); make it a function of x alone",
+        ),
+        (
             "setup_context",
             "its autograd.Function needs forward(..) without ctx, setup_context, and generate_vmap_rule = True",
         ),
@@ -103,6 +123,7 @@ def in_words(error: Exception) -> TightpassError:
             "one of its operations has no forward mode; for attention, call it within "
             "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
         ),
+        ("same dtype", "its weights are of another precision than x: call .double() on them, or give x.float()"),
         ("random operation", "it draws random numbers; make it a function of x alone (dropout: call .eval())"),
         ("data-dependent control flow", "its course depends on values of x (.item(), if); use torch.where"),
     )

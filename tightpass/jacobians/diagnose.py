@@ -77,7 +77,7 @@ def check_function(whole: Linearisation) -> str:
     fn, x, y = whole.fn, whole.x, whole.y
     if y.ndim != 2 or y.dtype != x.dtype or 0 in y.shape:
         raise InputError(
-            f"the function must return a (tokens, d) tensor of {x.dtype}, got shape {tuple(y.shape)}, {y.dtype}"
+            f"the function must return a (tokens, d) tensor of {x.dtype}, got shape {tuple(y.shape)}, {y.dtype}{_mended(x, y)}"
         )
     if not bool(y.isfinite().all()):
         raise InputError("the function's value at x is not finite, so it has no Jacobian there")
@@ -96,7 +96,9 @@ def check_function(whole: Linearisation) -> str:
     largest = max(float(pulled.abs().max()), float(pushed.abs().max()))
     if not _adjoint(whole, pulled, pushed, v, w) or (largest == 0 and not edges.found and _moves(fn, x, y)):
         raise InputError(f"no Jacobian of this function: {diagnosis(whole) or WHO_KNOWS}")
-    if x.dtype == torch.float64 and loses_precision(fn, x) and _narrows(fn, x):
+    if largest == 0 and not _reaches(fn, x):
+        raise InputError(f"no Jacobian of this function: {APART}")
+    if x.dtype == torch.float64 and loses_precision(fn, x) and narrows(fn, x):
         raise InputError(f"no Jacobian of this function: {LOWER}")
     error, allowed = slope_error(fn, x, v, pushed)
     if not edges.found and error > allowed and _cuts(fn, x):
@@ -140,7 +142,11 @@ CUT = (
     "a part of its derivative is lost: detach, .data, .item(), no_grad or inference_mode around a part of it; take it out. "
     "A part that is to be held fixed is computed outside of the function"
 )
-LOWER = "it computes in a lower precision inside (float32 within float64); give it x in float32, or make it keep its input's"
+LOWER = (
+    "it computes in a lower precision inside (float32 within float64); give tp.genuine(fn), which lifts such casts, or x in "
+    "float32"
+)
+APART = "its result does not depend on x: no operation that has a derivative leads from x to it; return what is computed from x"
 WHO_KNOWS = "derivatives in forward and in reverse mode differ; one of its operations has a wrong jvp or backward"
 
 
@@ -155,7 +161,7 @@ def diagnosis(whole: Linearisation) -> str | None:
     pushed = whole.push(v[None])[0]
     if not bool(pushed.isfinite().all()):
         return "its derivative at x is not finite (NaN or infinite)"
-    if x.dtype == torch.float64 and _narrows(fn, x):
+    if x.dtype == torch.float64 and narrows(fn, x):
         return LOWER
     error, allowed = slope_error(fn, x, v, pushed)
     if not bool(pushed.any()) and error > allowed:
@@ -176,6 +182,29 @@ def diagnosis(whole: Linearisation) -> str | None:
     if error <= ALLOWED[x.dtype]:
         return "its backward differs from its jvp, which finite differences confirm: the backward pass is wrong"
     return None
+
+
+def _mended(x: torch.Tensor, y: torch.Tensor) -> str:
+    """What to do with a result of another shape or precision, in words; empty for one of no numbers."""
+    if 0 in y.shape:
+        return ""
+    if y.ndim == 3 and len(y) == 1:
+        return "; take the batch off: lambda x: fn(x)[0]"
+    if y.ndim == 2:
+        return f"; give x in {y.dtype}, or a function that keeps its precision" if y.is_floating_point() else ""
+    return (
+        "; a row a token, such as lambda x: fn(x).reshape(len(x), -1)"
+        if y.ndim > 2
+        else "; of one row: lambda x: fn(x).reshape(1, -1)"
+    )
+
+
+def _reaches(fn: Function, x: torch.Tensor) -> bool:
+    """Whether any operation that is differentiated leads from x to the value."""
+    with torch.enable_grad():
+        point = x.detach().clone().requires_grad_()
+        y = fn(point)
+        return y.requires_grad and torch.autograd.grad(y.sum(), point, allow_unused=True)[0] is not None
 
 
 def _check_same(y: torch.Tensor, again: Any) -> None:
@@ -214,7 +243,8 @@ class _Narrowing(TorchDispatchMode):
         return out
 
 
-def _narrows(fn: Function, x: torch.Tensor) -> bool:
+def narrows(fn: Function, x: torch.Tensor) -> bool:
+    """Whether it turns a float64 tensor into one of fewer bits."""
     mode = _Narrowing()  # type: ignore[no-untyped-call]
     with torch.no_grad(), mode:
         fn(x.clone())

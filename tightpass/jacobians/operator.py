@@ -23,13 +23,16 @@ from tightpass.jacobians.forms.autodiff import cost_of as cost_of_autodiff
 from tightpass.jacobians.forms.base import Cost, Form, in_parts
 from tightpass.jacobians.forms.closed import closed_form
 from tightpass.jacobians.forms.closed import cost_of as cost_of_closed
+from tightpass.jacobians.otherwise import hides, otherwise
 from tightpass.jacobians.perturbed import rounding
 from tightpass.jacobians.precision import check_precision_settings
 from tightpass.jacobians.probe import check_structure
 from tightpass.kernels.forks import check_threads
 from tightpass.models.blocks import Block, depth_of, width_of, work_of_checks
+from tightpass.models.sdpa import followable
 from tightpass.models.shape import Shape
-from tightpass.structure import BlockDiagonal, Dense, Panel, Structure
+from tightpass.models.submodule import ModuleBlock
+from tightpass.structure import BlockDiagonal, Dense, Panel, Structure, check_kind
 from tightpass.units import bytes_of
 from tightpass.work import Work, kept, passing
 
@@ -157,6 +160,7 @@ class Jacobian(Operator):
         structure: Structure | None = None,
         block: Block | None = None,
         memory: int | None = None,
+        name: str = "J",
     ) -> None:
         check_precision_settings()
         if (
@@ -171,12 +175,14 @@ class Jacobian(Operator):
             raise InputError("x must be finite, got NaN or infinite entries")
         if not callable(fn):
             raise InputError(f"jacobian expects a block or a function of a tensor, got {type(fn).__name__}")
+        self.function = fn
         # a copy: the caller may change its own afterwards
         self.x, self.block, self.memory = x.detach().clone(memory_format=torch.contiguous_format), block, memory
         self.structure = Dense() if structure is None else structure
+        self.name = name if block is None else block.name
         self._width = block.width if block is not None else 8 * x.shape[1]
         closed = None if block is None else closed_form(block)
-        self._whole = Linearisation(fn, self.x, self._columns(x.shape[0]))
+        self._whole = Linearisation(fn if block is not None else followable(fn), self.x, self._columns(x.shape[0]))
         self.looked = () if block is not None else (check_function(self._whole),)
         self.form: Form = closed or self._by_autodiff()
         self.tokens_out, self.d_out = self._whole.y.shape
@@ -202,10 +208,6 @@ class Jacobian(Operator):
         return chunk_size(tokens * self._width * self.x.itemsize, self.memory)
 
     @property
-    def name(self) -> str:
-        return "J" if self.block is None else self.block.name
-
-    @property
     def route(self) -> str:
         """How products and blocks are computed, in words."""
         return self.form.route(self.device.type)
@@ -219,6 +221,15 @@ class Jacobian(Operator):
         """Likewise; no forward pass is kept, and ReLU units and decisions are held, since one within rounding may flip."""
         fn = self._whole.fn if self.block is None else self.block.in_precision(self.dtype).function()
         return Linearisation(fn, self.x, self._whole.columns)
+
+    def otherwise(self) -> Linearisation | None:
+        """A function's products in the other precision, where it lets that be; None of a block."""
+        return None if self.block is not None else otherwise(self.function, self._whole)
+
+    @property
+    def hides(self) -> bool:
+        """Whether a function computes some of it where its rounding is not seen."""
+        return self.block is None and hides(self._whole)
 
     def diagnosis(self) -> str:
         """Why blocks of a function's Jacobian, in reverse mode, and products, in forward mode, disagree; in words."""
@@ -399,18 +410,21 @@ class Transposed(Operator):
 
 
 def jacobian(
-    fn: Block | Function,
+    fn: Block | ModuleBlock | Function,
     x: torch.Tensor | None = None,
     structure: Structure | None = None,
     memory: int | str | None = None,
 ) -> Jacobian:
     """The Jacobian of a block at its own x, or of any function of a (tokens, d) tensor at x.
 
-    structure   what is known of a function's Jacobian over tokens; probed before it is used;
-                a block brings its own
+    fn          a function of float64 is to compute in float64 throughout (`genuine` sees to it), to be differentiable, and to
+                give the same at the same x; what it does not do is said. Attention takes a path with derivatives by itself
+    structure   what is known of a function's Jacobian over tokens: BlockDiagonal() where each output token depends on its own
+                input token alone, BlockLowerTriangular() where on those up to it, Dense() (the default) of nothing;
+                probed before it is used, so that a wrong one is refused and never used; a block brings its own
     memory      what the intermediates of a product may take, in bytes or such as "4GiB"
 
-    Raises InputError for a missing or malformed x and in a child forked after threads had run, VerificationError if the
+    Raises InputError for a missing or malformed x, for a function that has no Jacobian, in words, and in a child forked after threads had run, VerificationError if the
     structure does not hold.
     """
     check_threads(torch.get_num_threads())
@@ -420,10 +434,11 @@ def jacobian(
             raise InputError("a block brings its own x and structure; give jacobian(block) alone")
         held = replace(fn, x=fn.x.clone())  # as functions' points are: the caller may change its own afterwards
         return Jacobian(held.function(), held.x, held.structure, block=held, memory=limit)
-    if structure is not None and not isinstance(structure, Structure):
-        raise InputError(
-            f"structure must be BlockDiagonal(), BlockLowerTriangular() or Dense(), got {doors.shown(structure)}"
-        )
+    if isinstance(fn, ModuleBlock):
+        if x is not None or structure is not None:
+            raise InputError("a block brings its own x and structure; give jacobian(block) alone")
+        return Jacobian(fn.function, fn.x, fn.structure, memory=limit, name=fn.name)
+    check_kind(structure)
     if x is None:
         raise InputError("jacobian(fn, x) of a function needs the point x, a (tokens, d) tensor")
     return Jacobian(fn, x, structure, memory=limit)

@@ -197,6 +197,14 @@ def moved(whole: Linearisation) -> float:
     return size if len(probes) == whole.y.numel() else size / math.sqrt(COMBINATIONS)
 
 
+def frobenius(whole: Linearisation, off: Linearisation | None = None) -> float:
+    """‖J‖_F, or ‖J_off − J‖_F of the same in another precision; of a J with many rows from random combinations of them."""
+    probes = _cotangents(whole.y)
+    pulled = whole.pull(probes).double()
+    size = _norm(pulled if off is None else off.pull(probes.to(off.x.dtype)).double() - pulled)
+    return size if len(probes) == whole.y.numel() else size / math.sqrt(COMBINATIONS)
+
+
 def _norm(off: torch.Tensor) -> float:
     largest = float(off.abs().max())
     if largest == 0:

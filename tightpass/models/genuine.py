@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from tightpass import doors
+from tightpass.errors import InputError
 from tightpass.models.sdpa import SDPA, differentiable
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -52,7 +54,13 @@ def _lifted(given: Any) -> Any:
 
 
 def genuine(function: Function) -> Function:
-    """The function in its input's own precision, where that is float64."""
+    """The function in its input's own precision, where that is float64: what it casts to float32 inside, as norms and softmax of
+    many models do, stays in float64. Weights are as they are: they must be in float64 too.
+
+    Raises InputError for what is no function.
+    """
+    if not callable(function):
+        raise InputError(f"genuine expects a function of a tensor, got {doors.shown(function)}")
 
     def computed(x: torch.Tensor) -> torch.Tensor:
         with Genuine():

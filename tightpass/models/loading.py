@@ -22,9 +22,10 @@ from tightpass import doors
 from tightpass.errors import DoesNotFitError, InputError, TightpassError
 from tightpass.models import attention, gguf_files, gguf_models, gguf_tokens, packages
 from tightpass.models.architecture import built, class_of, tower_of
-from tightpass.models.families.base import Family, family_of
+from tightpass.models.families.base import FAMILIES, Family, family_of
 from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, refuse_adapters
 from tightpass.models.from_files import read_in_turn, read_whole
+from tightpass.models.given import adapted, applied, is_given, refuse_quantised, refuse_unusable, unwrapped
 from tightpass.models.invented import refuse_invented
 from tightpass.models.parts import LayerParts, final_norm_of, parts_of
 from tightpass.models.shape import Shape, shape_of_config, shape_of_parts
@@ -88,6 +89,11 @@ class Model:
         return final_norm_of(self.base, self.family)
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens it takes; None for no limit."""
+        return self.shape.positions
+
+    @property
     def vocabulary(self) -> int:
         """Token ids that the model has an embedding for: 0 .. vocabulary - 1."""
         embedding: Any = self.base.get_input_embeddings()  # type: ignore[operator]
@@ -104,6 +110,8 @@ class Model:
     def weights_hash(self) -> str:
         """SHA-256 over the architecture (activation, heads, norms, ...) and the bytes of every parameter that is used."""
         digest = hashlib.sha256(json.dumps(architecture(self.config), sort_keys=True, default=str).encode())
+        if adapters := applied(self.base):
+            digest.update(json.dumps(adapters).encode())
         for name, tensor in self._used():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             for piece in self._pieces(name, tensor):
@@ -358,7 +366,8 @@ def load_model(
     """Loads a model for differentiation.
 
     model    an alias (`opt-125m`, `smollm2`), `demo`, a local directory, a GGUF file, a Hub id, or a
-             loaded Hugging Face model, which is copied, never changed
+             loaded Hugging Face model, which is copied, never changed: with the adapters of peft in it, and out of a
+             TransformerBridge or a wrapper of nnsight
     dtype    "float64" or "float32": the precision of weights, activations and Jacobian
     weights  "pretrained", or "random" to build the architecture with seeded random weights
     memory   what the weights may take, in bytes or such as "4GiB"; None for no limit. Of pretrained weights that do not fit, one
@@ -371,8 +380,8 @@ def load_model(
     seed, limit = doors.seed(seed), bytes_of(memory)
     if not isinstance(weights, str) or weights not in WEIGHTS:
         raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {doors.shown(weights)}")
-    if isinstance(model, nn.Module):
-        return _adopt(model, torch_dtype, torch_device)
+    if is_given(model):
+        return _adopt(check_given(model), torch_dtype, torch_device)
     source = _source(model)
     in_turn = limit is not None and not _fits(source, torch_dtype, weights, limit)
     return loaded(source, torch_dtype, torch_device, weights, seed, in_turn)
@@ -381,7 +390,7 @@ def load_model(
 def loaded(source: Source, dtype: torch.dtype, device: torch.device, weights: str, seed: int, in_turn: bool) -> Model:
     """Likewise of what was located, all of it, or one layer at a time."""
     config = read_config(source) if weights == "random" else stored_config(source)
-    _refuse_quantised(config)
+    refuse_quantised(config)
     turns = None
     if weights == "random":
         base, label = _random(source, plain(config), dtype, seed), f"random (seed {seed})"
@@ -516,28 +525,21 @@ def _random(source: Source, config: Any, dtype: torch.dtype, seed: int) -> nn.Mo
         return built(config, dtype=dtype, attn_implementation=attention_of(config))
 
 
-def check_given(given: nn.Module) -> None:
-    """Raises InputError for a module that is no Hugging Face model, in eval mode, with floating weights at hand."""
+def check_given(model: Any) -> nn.Module:
+    """The Hugging Face model that a caller has handed in, out of its wrapper. Raises InputError for what is none, of no known
+    family, in train mode, quantised or without numbers."""
+    given = unwrapped(model)
     config = getattr(given, "config", None)
     if config is None or not hasattr(given, "base_model"):
         raise InputError(f"expected a Hugging Face model, got {type(given).__name__}")
-    if given.training:
-        raise InputError("the model is in train mode, where dropout makes it random; call model.eval() first")
-    family_of(config)
-    _refuse_quantised(config)
-    parameters = list(given.parameters())
-    if not parameters or not all(p.is_floating_point() for p in parameters):
-        raise InputError("the model has quantised (integer) weights; load it without quantisation")
-    if any(p.is_meta for p in parameters):
-        raise InputError(
-            "the model's weights are on the meta device, where they have shapes but no numbers; load it onto cpu or cuda"
-        )
+    refuse_unusable(given)
+    family_of(config, model="model")
+    return given
 
 
 def _adopt(given: nn.Module, dtype: torch.dtype, device: torch.device) -> Model:
     """A copy of a model that the caller has loaded."""
-    check_given(given)
-    path = str(given.config.name_or_path or "")  # type: ignore[union-attr]
+    path, words = str(given.config.name_or_path or ""), adapted(given)  # type: ignore[union-attr]
     family, whole = family_of(given.config), given.base_model
     assert isinstance(whole, nn.Module)
     base: Any = copy.deepcopy(tower_of(whole, family))
@@ -550,19 +552,27 @@ def _adopt(given: nn.Module, dtype: torch.dtype, device: torch.device) -> Model:
     return Model(
         name=path or type(given).__name__,
         revision=getattr(base.config, "_commit_hash", None),
-        weights="given",
+        weights=f"given, {words}" if words else "given",
         family=family,
         config=base.config,
         base=_freeze(base, device),
-        tokenizer=_tokenizer(Source(path, path, is_local=True), base.config, offline=True) if path else None,
+        tokenizer=tokenizer_at(path, base.config),
     )
 
 
-def _refuse_quantised(config: Any) -> None:
-    method = getattr(config, "quantization_config", None)
-    if method is not None:
-        kind = method.get("quant_method", "?") if isinstance(method, dict) else type(method).__name__
-        raise InputError(f"the model has quantised weights ({kind}); load one without quantisation")
+def tokenizer_given(given: Any) -> Any | None:
+    """The tokenizer of a model that the caller has loaded, from where its configuration says that it came from."""
+    return tokenizer_at(str(given.config.name_or_path or ""), given.config)
+
+
+def tokenizer_of(source: Source, offline: bool) -> Any | None:
+    """The tokenizer of a model that is not loaded, or None if it has none. Raises InputError for one that cannot be read."""
+    return _tokenizer(source, read_config(source), offline)
+
+
+def tokenizer_at(path: str, config: Any) -> Any | None:
+    """The tokenizer in a directory, if there is one and the model reads text. Raises InputError for one that cannot be read."""
+    return _tokenizer(Source(path, path, is_local=True), config, offline=True) if path else None
 
 
 def _freeze(base: nn.Module, device: torch.device) -> nn.Module:
@@ -572,7 +582,8 @@ def _freeze(base: nn.Module, device: torch.device) -> nn.Module:
 
 def _tokenizer(source: Source, config: Any, offline: bool) -> Any | None:
     """The model's tokenizer, or None if it has none, or reads no text. Raises InputError for one that cannot be read."""
-    if family_of(config).reads(config) is not None:
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.reads(config) is not None:
         return None
     from transformers import AutoTokenizer
 

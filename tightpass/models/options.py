@@ -77,6 +77,15 @@ def layers_with(shape: Shape, kind: str) -> list[int]:
     return [i for i, layer in enumerate(shape.layers) if layer.heads > 0 or kind not in ("attn", "head")]
 
 
+def counted(layer: int, count: int, name: str = "the model") -> int:
+    """A layer's number: a negative one counts from the end. Raises InputError for one that is not there."""
+    if layer >= 0:
+        return layer
+    if layer < -count:
+        raise InputError(f"{name} has layers 0..{count - 1}, or {-count}..-1 from the end, got {layer}")
+    return layer + count
+
+
 def check_layer(layer: int, count: int, got: str, name: str = "the model") -> None:
     """Raises InputError unless a layer is one of so many; `got` is how it was asked for."""
     if not 0 <= layer < count:

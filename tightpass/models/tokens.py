@@ -6,14 +6,15 @@ import hashlib
 import reprlib
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from tightpass.errors import InputError
-from tightpass.models.loading import Model
 from tightpass.text import check
 
+TOKENS = 64
+"""Of the bundled text, of drawn ids and of each of several prompts, where no number is given."""
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -45,6 +46,19 @@ class Tokens:
         return hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest()
 
 
+class Reader(Protocol):
+    """What reads a text: a model, its positions (None for no limit), token ids below `vocabulary`, and its tokenizer."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def positions(self) -> int | None: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def tokenizer(self) -> Any | None: ...
+
+
 def bundled_text() -> str:
     """The text that is used where none is given."""
     return resources.files("tightpass.models").joinpath("text.txt").read_text(encoding="utf-8")
@@ -58,22 +72,34 @@ def check_count(tokens: int, limit: int | None, name: str) -> None:
         raise InputError(f"{name} has {limit} positions, {tokens} tokens were asked for; use at most {limit}")
 
 
-def tokenize(model: Model, tokens: int, text: str | None = None, special: bool = True, seed: int = 0) -> Tokens:
-    """The first `tokens` ids of `text` (bundled text if None), special tokens counted.
+def own_length(name: str, tokenizer: Any | None, positions: int | None, text: str, special: bool = True) -> int:
+    """How many tokens a text has, or there are positions for, whichever is less.
+
+    Raises InputError for an empty text, and without a tokenizer.
+    """
+    check(text, "text")
+    if not text.strip():
+        raise InputError("the text is empty; give some words, or leave it out for the bundled text")
+    if tokenizer is None:
+        raise InputError(f"{name} has no tokenizer at hand, so a text cannot be used; leave it out for seeded ids")
+    found = len(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    return found if positions is None else min(found, positions)
+
+
+def tokenize(
+    model: Reader, tokens: int | None = None, text: str | None = None, special: bool = True, seed: int = 0
+) -> Tokens:
+    """The first `tokens` ids of `text` (bundled text if None), special tokens counted; all of a given text, if left out.
 
     Without a tokenizer the ids are drawn with `seed`, unless a text was asked for.
     Raises InputError for an empty or too short text, and for a count that does not fit.
     """
-    check_count(tokens, model.shape.positions, model.name)
-    if text is not None:
-        check(text, "text")
-        if not text.strip():
-            raise InputError("the text is empty; give some words, or leave it out for the bundled text")
+    if tokens is not None:
+        check_count(tokens, model.positions, model.name)
+    own = None if text is None else own_length(model.name, model.tokenizer, model.positions, text, special)
+    tokens = (TOKENS if own is None else own) if tokens is None else tokens
+    check_count(tokens, model.positions, model.name)
     if model.tokenizer is None:
-        if text is not None:
-            raise InputError(
-                f"{model.name} has no tokenizer at hand, so a text cannot be used; leave it out for seeded ids"
-            )
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(model.vocabulary, (tokens,), generator=generator)
         return Tokens(ids, f"random token ids (seed {seed}): no tokenizer at hand", random=True)
@@ -100,7 +126,7 @@ def tokenize(model: Model, tokens: int, text: str | None = None, special: bool =
     return Tokens(torch.tensor(ids), origin)
 
 
-def check_ids(model: Model, token_ids: Any) -> torch.Tensor:
+def check_ids(model: Reader, token_ids: Any) -> torch.Tensor:
     """Given ids as a tensor. Raises InputError for ids the model does not have."""
     try:
         ids = torch.as_tensor(list(token_ids))
@@ -108,7 +134,7 @@ def check_ids(model: Model, token_ids: Any) -> torch.Tensor:
         raise InputError(f"token_ids must be a list of integers, got {reprlib.repr(token_ids)}") from None
     if ids.numel() and (ids.ndim != 1 or ids.dtype not in INTEGERS):
         raise InputError(f"token_ids must be a list of integers, got shape {tuple(ids.shape)}, {ids.dtype}")
-    check_count(len(ids), model.shape.positions, model.name)
+    check_count(len(ids), model.positions, model.name)
     if int(ids.min()) < 0 or int(ids.max()) >= model.vocabulary:
         raise InputError(f"token ids must lie in 0..{model.vocabulary - 1}, got {int(ids.min())}..{int(ids.max())}")
     return ids.long()

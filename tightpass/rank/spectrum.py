@@ -46,6 +46,7 @@ class Spectrum:
     evidence   structural bounds, kinks, active units
     method     the route that computed the values; `checks` what verified them
     U, Vh, residuals    leading singular vectors where asked for: (M, k), (k, N), (k,)
+    tokens, tokens_out    tokens of x, and of y where those are not as many
     """
 
     name: str
@@ -60,6 +61,7 @@ class Spectrum:
     Vh: Array | None = None
     residuals: Array | None = None
     total: int | None = None
+    tokens_out: int | None = None
 
     @property
     def size(self) -> int:
@@ -70,6 +72,23 @@ class Spectrum:
     def partial(self) -> bool:
         """Whether some values are not known."""
         return len(self.values) < self.size
+
+    def right(self, i: int) -> Array:
+        """The direction of x that is passed with the gain σᵢ, i from 0, as (tokens, features): `(S.right(0) * x).sum()` is how
+        much of it there is in activations x. Raises InputError where so many vectors were not kept."""
+        return self._vector(self.Vh, i, self.tokens)
+
+    def left(self, i: int) -> Array:
+        """What y receives of `right(i)`, but for the gain: uᵢ as (tokens, features), J vᵢ = σᵢ uᵢ. Raises InputError likewise."""
+        tokens = self.tokens if self.tokens_out is None else self.tokens_out
+        return self._vector(None if self.U is None else self.U.T, i, tokens)
+
+    def _vector(self, kept: Array | None, i: int, tokens: int) -> Array:
+        """The i-th of those kept, in rows, by token."""
+        if kept is None or not len(kept):
+            raise InputError(f"no singular vectors of {self.name} were kept; ask for some by vectors=, or --vectors")
+        vector: Array = kept[doors.whole("a singular vector", i, 0, len(kept))]
+        return vector.reshape(tokens, -1)
 
     @cached_property
     def codes(self) -> NDArray[np.int8]:

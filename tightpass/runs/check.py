@@ -13,9 +13,18 @@ from tightpass.errors import DoesNotFitError, InputError
 from tightpass.evidence.judge import check_k, check_method
 from tightpass.memory import memory_limit
 from tightpass.models.inputs import Given, check_tokens, read_input, refuse_text
-from tightpass.models.loading import WEIGHTS, Source, check_dtype, choose_device, locate, planned_shape
+from tightpass.models.loading import (
+    WEIGHTS,
+    Source,
+    check_dtype,
+    choose_device,
+    locate,
+    planned_shape,
+    tokenizer_given,
+    tokenizer_of,
+)
 from tightpass.models.shape import Shape, shape_of
-from tightpass.models.tokens import Tokens, check_count
+from tightpass.models.tokens import TOKENS, Tokens, check_count, own_length
 from tightpass.runs.directory import existing_part
 from tightpass.runs.jobs import blocks_of
 from tightpass.runs.plan import Plan, plan_for
@@ -65,7 +74,8 @@ def resolve(config: Config, given: Any = None, signal: Given | None = None) -> R
     location = source.location if source is not None else str(given.config.name_or_path or "") or None
     read = read_signal(config, shape, signal or Given(), location)
     if read is None:
-        check_count(config.tokens, shape.positions, config.model)
+        config = config.model_copy(update={"tokens": _count(config, source, given, shape)})
+        check_count(config.length, shape.positions, config.model)
     else:
         config = config.model_copy(update={"tokens": len(read.ids)})
     listed = blocks_of(config, shape)
@@ -75,13 +85,28 @@ def resolve(config: Config, given: Any = None, signal: Given | None = None) -> R
     )
 
 
+def _count(config: Config, source: Source | None, given: Any, shape: Shape) -> int:
+    """How many tokens the model is given: as many as are asked for, or ids are given, or a given text has."""
+    if config.token_ids is not None:
+        count = len(config.token_ids)
+        if config.tokens not in (None, count):
+            raise InputError(f"token_ids has {count} ids, {config.tokens} tokens were asked for; leave tokens out")
+        return count
+    if config.tokens is not None:
+        return config.tokens
+    if config.text is None:
+        return TOKENS
+    tokenizer = tokenizer_given(given) if source is None else tokenizer_of(source, offline=config.weights == "random")
+    return own_length(config.model, tokenizer, shape.positions, config.text, config.special)
+
+
 def read_signal(config: Config, shape: Shape, signal: Given, location: str | None) -> Tokens | None:
     """The input of a model that reads no text; None for one that reads text. Raises InputError for what it does not read."""
     read = read_input(shape, replace(signal, image=config.image), config.model, config.seed, location)
     if read is not None:
         assert shape.reads is not None
-        refuse_text(shape.reads, config.model, text=config.text, prompts=config.prompts)
-        check_tokens(config.tokens if "tokens" in config.model_fields_set else None, read, config.model)
+        refuse_text(shape.reads, config.model, text=config.text, prompts=config.prompts, token_ids=config.token_ids)
+        check_tokens(config.tokens, read, config.model)
     return read
 
 
@@ -111,7 +136,7 @@ def check_settings(config: Config) -> None:
     check_method(config.method)
     check_k(config.method, config.k, config.vectors)
     choose_device(config.device)
-    if config.tokens < 1:
+    if config.tokens is not None and config.tokens < 1:
         raise InputError(f"tokens must be at least 1, got {config.tokens}")
     if config.weights not in WEIGHTS:
         raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {config.weights!r}")
@@ -123,6 +148,10 @@ def check_settings(config: Config) -> None:
         raise InputError(f"threads must be at most {THREADS}, got {config.threads}")
     if config.text is not None and config.text_file is not None:
         raise InputError("give --text or --text-file, not both")
+    if config.token_ids is not None and any(
+        other is not None for other in (config.text, config.text_file, config.prompts)
+    ):
+        raise InputError("give token_ids or a text, not both")
     if config.prompts is not None and (config.text is not None or config.text_file is not None):
         raise InputError("give --prompts or a text, not both")
 

@@ -77,7 +77,7 @@ def _planned(
     config: Config, shape: Shape, listed: Sequence[Options], limit: int, weights: str, stored: int, in_turn: bool
 ) -> Plan:
     """Of weights that are called so, and were stored with so many binary digits."""
-    T, d = config.tokens, shape.width
+    T, d = config.length, shape.width
     structure, size = structure_of(config.block, shape), DTYPES[config.dtype].itemsize
     layout = Layout(structure, T, T, d, d, config.dtype)
     job = _job(config, shape, layout, limit, stored)
@@ -116,7 +116,7 @@ def structure_of(kind: str, shape: Shape) -> Structure:
 
 def _job(config: Config, shape: Shape, layout: Layout, limit: int, stored: int) -> Work:
     """One job: its block, Jacobian, evidence and spectrum."""
-    kind, T, size = config.block, config.tokens, DTYPES[config.dtype].itemsize
+    kind, T, size = config.block, config.length, DTYPES[config.dtype].itemsize
     form, twice = operator.cost_of(kind, T, shape, size), cost_of_twice(kind, T, shape, size, stored)
     made = blocks.work_of_checks(shape, kind, T, size).then(operator.work_of(form, kind, T, shape, size))
     if not config.forms_jacobian:

@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tightpass import doors, text
 from tightpass.errors import InputError
-from tightpass.models.options import check_layer
+from tightpass.models.options import check_layer, counted
 
+PYTHON_ONLY = frozenset({"token_ids"})
+"""Fields that are no flags of the command."""
 SETTINGS = frozenset({"device", "threads", "memory", "out", "discard_jacobian"})
 """Fields that change where or how a question is answered, not the question."""
 
@@ -48,11 +50,16 @@ class Config(BaseModel):
 
     model: str = Field("demo", description="demo, an alias such as opt-125m, a local directory, or a Hub id")
     block: str = Field("mlp", description="mlp, attn, head, layer or model")
-    tokens: int = Field(64, description="positions, special tokens included; of an image, its patches")
-    layers: str = Field("all", description="all, or a list such as 0-3,7")
+    tokens: int | None = Field(
+        None,
+        description="positions, special tokens included; if left out, all of a given text, 64 of the bundled one and of prompts, "
+        "the patches of an image",
+    )
+    layers: str = Field("all", description="all, or a list such as 0-3,7; -1 is the last")
     head: int | None = Field(None, description="one head (block head only); all heads if left out")
     text: str | None = Field(None, description="the text; a bundled one if left out")
     text_file: str | None = Field(None, description="a file with the text, - for standard input")
+    token_ids: list[int] | None = Field(None, description="token ids in place of a text")
     image: str | None = Field(None, description="a file with an image, for a model that reads images")
     prompts: str | list[str] | None = Field(
         None, description="a file of prompts, one a line: a run for each, and how the measures spread over them"
@@ -101,6 +108,19 @@ class Config(BaseModel):
             raise ValueError("expected a number")
         return int(value) if isinstance(value, Integral) else value  # NumPy's integers too
 
+    @field_validator("token_ids", mode="before")
+    @classmethod
+    def _whole_numbers(cls, value: Any) -> Any:
+        """Of Python, NumPy or torch."""
+        listed = value.tolist() if hasattr(value, "tolist") else value
+        if listed is None:
+            return None
+        if not isinstance(listed, list | tuple | range) or not all(
+            isinstance(i, Integral) and not isinstance(i, bool) for i in listed
+        ):
+            raise ValueError("expected a list of integers")
+        return [int(i) for i in listed]
+
     def __init__(self, **options: Any) -> None:
         """Raises InputError, naming the option, for what does not fit."""
         try:
@@ -147,7 +167,13 @@ class Config(BaseModel):
         if self.out is not None:
             return doors.path("out", self.out)
         name = re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
-        return Path("runs") / f"{name}-{self.block}-t{self.tokens}"
+        return Path("runs") / f"{name}-{self.block}-t{self.length}"
+
+    @property
+    def length(self) -> int:
+        """How many tokens there are, of a question that is resolved."""
+        assert self.tokens is not None, "check.resolve says how many tokens a text has"
+        return self.tokens
 
     @property
     def forms_jacobian(self) -> bool:
@@ -165,15 +191,15 @@ class Config(BaseModel):
 
 
 def parse_layers(layers: str, count: int) -> list[int]:
-    """ "all" or "0-3,7" -> layer numbers, sorted. Raises InputError for what is out of range."""
+    """ "all" or "0-3,7" -> layer numbers, sorted; negative ones count from the end. Raises InputError for what is out of range."""
     if layers.strip() == "all":
         return list(range(count))
     chosen: set[int] = set()
     for part in layers.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(-?\d+)\s*)?", part)
         if not match:
             raise InputError(f"layers must be all, or a list such as 0-3,7; got {layers!r}")
-        first, last = int(match[1]), int(match[2] or match[1])
+        first, last = (counted(int(number), count) for number in (match[1], match[2] or match[1]))
         if last < first:
             raise InputError(f"a range of layers runs upwards, got {part.strip()}; write {last}-{first}")
         check_layer(last, count, part.strip())

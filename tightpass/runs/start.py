@@ -15,10 +15,11 @@ from tightpass import doors
 from tightpass.errors import InputError
 from tightpass.jacobians.checked import build_checked
 from tightpass.models.capture import capture
+from tightpass.models.given import is_given
 from tightpass.models.inputs import Given
 from tightpass.models.loading import Model, check_dtype, check_given, choose_device, load_model, loaded
 from tightpass.models.options import Options
-from tightpass.models.tokens import Tokens, tokenize
+from tightpass.models.tokens import Tokens, check_ids, tokenize
 from tightpass.report.say import say
 from tightpass.runs.check import Resolved, check_fits, resolve
 from tightpass.runs.directory import (
@@ -58,7 +59,7 @@ def run(
 ) -> Run | Prompts:
     """Computes every block of a question, or what is left of it, and returns the run; of `prompts`, all runs.
 
-    model      as for the command; a loaded Hugging Face model is taken as well
+    model      as for the command; a loaded Hugging Face model is taken as well, as by `load_model`
     options    the fields of `Config`
     progress   called as jobs start and end
     pixel_values, input_features    of a model that reads images or sounds, as for `block`
@@ -69,10 +70,10 @@ def run(
     if progress is not None and not callable(progress):
         raise InputError(f"progress must be a function of (name, done, total), got {doors.shown(progress)}")
     signal = Given(pixel_values, input_features)
-    if isinstance(model, torch.nn.Module):
-        check_given(model)
-        given = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
-        return answer(Config.of(model=given, **options), progress, model, signal)
+    if is_given(model):
+        given: Any = check_given(model)
+        name = given.config.name_or_path or type(given).__name__
+        return answer(Config.of(model=name, **options), progress, given, signal)
     return answer(Config.of(model=model, **options), progress, None, signal)
 
 
@@ -153,7 +154,7 @@ def _compute(
     """All jobs of one text, or of what was read instead, and the figures."""
     refuse_other_question(directory, config)
     listed = blocks_of(config, model.shape)
-    tokens = read or tokenize(model, config.tokens, config.text, config.special, config.seed)
+    tokens = read or _tokens(model, config)
     if tokens.random:
         say(f"{model.name} gets {tokens.origin}; the numbers are those of no {tokens.subject}")
     place = Workplace(directory, capture(model, tokens.given, layers_of(listed)), tokens)
@@ -165,6 +166,13 @@ def _compute(
         remove_abandoned_parts(directory)
         _do_all(_jobs(place, config, listed, memory), place, progress)
         draw_if_possible(open_single(directory))
+
+
+def _tokens(model: Model, config: Config) -> Tokens:
+    """Of a text, or as they were given."""
+    if config.token_ids is not None:
+        return Tokens(check_ids(model, config.token_ids), "given token ids")
+    return tokenize(model, config.tokens, config.text, config.special, config.seed)
 
 
 def _jobs(place: Workplace, config: Config, listed: list[Options], memory: int) -> list[Job]:

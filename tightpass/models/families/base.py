@@ -156,12 +156,36 @@ def register(family: Family) -> Family:
     return family
 
 
-def family_of(config: Any) -> Family:
-    """The row for a Hugging Face configuration. Raises InputError for an unknown family."""
-    if config.model_type in FAMILIES:
-        return FAMILIES[config.model_type]
-    if config.model_type in REFUSED:
-        raise InputError(f"a model of type {config.model_type!r} {REFUSED[config.model_type]}")
+def family_of(config: Any, model: str | None = None) -> Family:
+    """The row for a Hugging Face configuration. Raises InputError for an unknown family, with the way round.
+
+    model   what the caller calls a model that is loaded already
+    """
+    kind = config.model_type
+    if kind in FAMILIES:
+        return FAMILIES[kind]
+    why = REFUSED.get(kind, f"is not supported yet; supported: {', '.join(sorted(FAMILIES))}")
     raise InputError(
-        f"models of type {config.model_type!r} are not supported yet; supported: {', '.join(sorted(FAMILIES))}"
+        f"a model of type {kind!r} {why}.\nAny module of it is to be had by its path: {by_path(config, model)}"
     )
+
+
+def by_path(config: Any, model: str | None = None) -> str:
+    """The call that gives a module of a model of any family, ready to paste."""
+    name = str(getattr(config, "name_or_path", "") or "")
+    loaded = f'transformers.AutoModel.from_pretrained("{name}")' if name and model is None else model or "model"
+    return f'tp.jacobian(tp.block({loaded}, module="{_first_layer(config)}"))'
+
+
+def _first_layer(config: Any) -> str:
+    """The path of the first member of the first list of modules in such a model, built without numbers."""
+    import torch
+    from torch import nn
+    from transformers import AutoModel
+
+    try:
+        with torch.device("meta"):
+            base = AutoModel.from_config(config)
+        return next(f"{name}.0" for name, module in base.named_modules() if isinstance(module, nn.ModuleList))
+    except Exception:  # whatever its code raises: the way round must not hide what it is the way round of
+        return "layers.0"
