@@ -112,7 +112,10 @@ class Config(BaseModel):
     @classmethod
     def _whole_numbers(cls, value: Any) -> Any:
         """Of Python, NumPy or torch."""
-        listed = value.tolist() if hasattr(value, "tolist") else value
+        try:
+            listed = value.tolist() if hasattr(value, "tolist") else value
+        except (RuntimeError, TypeError) as error:  # a tensor without numbers of its own, such as a sparse one
+            raise ValueError("expected a list of integers") from error
         if listed is None:
             return None
         if not isinstance(listed, list | tuple | range) or not all(
