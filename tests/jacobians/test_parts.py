@@ -86,7 +86,7 @@ def test_a_module_that_is_called_more_often_is_refused():
     layer.fc1 = Twice(inner)
     hf.decoder.layers[0].fc1 = inner
     with pytest.raises(tp.InputError, match=r"module of 0.up was called 3 times in one forward pass, expected 1"):
-        tp.block(tp.load_model(hf), "mlp", layer=0, token_ids=IDS)
+        tp.block(tp.load_model(hf.eval()), "mlp", layer=0, token_ids=IDS)
 
 
 def test_a_module_in_two_places_of_a_layer_is_refused():
@@ -95,7 +95,7 @@ def test_a_module_in_two_places_of_a_layer_is_refused():
     with pytest.raises(
         tp.InputError, match=r"module of 2.attn_norm, 2.mlp_norm was called 2 times in one forward pass, expected 1"
     ):
-        tp.block(tp.load_model(hf), "mlp", layer=0, token_ids=IDS)
+        tp.block(tp.load_model(hf), "mlp", layer=2, token_ids=IDS)
 
 
 def test_a_forward_pass_that_fails_is_told(small_opt):
@@ -176,7 +176,7 @@ def test_a_head_with_an_adapter_against_jacrev():
     hf = opt()
     attention = hf.decoder.layers[1].self_attn
     attention.out_proj = Adapter(attention.out_proj)
-    block = tp.block(tp.load_model(hf), "head", layer=1, head=0, norm=False, token_ids=IDS)
+    block = tp.block(tp.load_model(hf.eval()), "head", layer=1, head=0, norm=False, token_ids=IDS)
     W = attention.out_proj.merged().weight.detach()
     q, k, v = (module for module in (attention.q_proj, attention.k_proj, attention.v_proj))
 

@@ -197,7 +197,7 @@ def test_a_model_in_twice_the_precision():
 
 
 def test_unknown_pieces_have_no_formulas():
-    model = small_models.bert(hidden_act="quick_gelu")
+    model = small_models.bert(hidden_act="mish")
     block = tp.block(tp.load_model(model), "mlp", layer=0, token_ids=[5, 17, 2])
     assert twice(block) is None
     J = tp.jacobian(block)

@@ -123,7 +123,7 @@ def test_layers_that_differ_are_planned_for_the_largest(kind):
 
     def planned(*layers):
         uneven = replace(shape, layers=layers)
-        return plan_for(question, uneven, blocks_of(question, uneven), 2**40)
+        return plan_for(question, uneven, blocks_of(question, uneven), 2**40, None)
 
     first, last = planned(large, small, small), planned(small, small, large)
     assert first == last

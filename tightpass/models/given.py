@@ -56,12 +56,18 @@ def _refuse_processed(model: Any) -> None:
         )
 
 
+def _may_differ(module: nn.Module) -> bool:
+    """Whether train mode may change what a module computes: not in torch's own maps, norms and lists."""
+    of_torch = type(module).__module__.startswith("torch.nn.")
+    return not of_torch or isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._NormBase)
+
+
 def refuse_unusable(model: nn.Module) -> None:
     """Raises InputError for a model in train mode, quantised, or without numbers."""
     refuse_quantised(getattr(model, "config", None))
     if (coded := _coded(model)) is not None:
         raise InputError(f"the model has quantised weights ({coded}); load it without quantisation")
-    training = next((name for name, module in model.named_modules() if module.training), None)
+    training = next((name for name, module in model.named_modules() if module.training and _may_differ(module)), None)
     if training is not None:
         part = "" if model.training else f" in its {training}"
         raise InputError(f"the model is in train mode{part}, where dropout makes it random; call model.eval() first")
