@@ -18,8 +18,9 @@ import tightpass as tp
 from tightpass.errors import VerificationError
 from tightpass.evidence.arithmetic import Difference, lanczos_norm
 from tightpass.jacobians.forms import closed
-from tightpass.jacobians.forms.attention import ClosedAttention, Heads
+from tightpass.jacobians.forms.attention import ClosedAttention
 from tightpass.jacobians.forms.closed import closed_form
+from tightpass.jacobians.forms.heads import Heads
 from tightpass.jacobians.forms.mlp import Branch, ClosedMLP, slope_of
 from tightpass.jacobians.forms.norm import ClosedNorm, norm_at
 from tightpass.jacobians.forms.turning import turning

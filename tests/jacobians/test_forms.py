@@ -15,10 +15,11 @@ from torch import nn
 
 import tightpass as tp
 from tightpass.jacobians.autodiff import Linearisation
-from tightpass.jacobians.forms.attention import ClosedAttention, Heads
+from tightpass.jacobians.forms.attention import ClosedAttention
 from tightpass.jacobians.forms.autodiff import Autodiff
 from tightpass.jacobians.forms.base import Form, Piece
 from tightpass.jacobians.forms.compose import Chain, Identity, Sum
+from tightpass.jacobians.forms.heads import Heads
 from tightpass.jacobians.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
 from tightpass.jacobians.forms.norm import ClosedNorm, norm_at
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense

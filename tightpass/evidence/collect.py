@@ -16,7 +16,7 @@ from tightpass.errors import InputError, VerificationError
 from tightpass.evidence.arithmetic import Panels, estimated, measured
 from tightpass.evidence.arithmetic import work_of as work_of_measuring
 from tightpass.evidence.bounds import input_null, structural_bounds
-from tightpass.evidence.explain import by_distance, by_head, by_path
+from tightpass.evidence.explain import by_distance, of_attention
 from tightpass.evidence.explain import work_of as work_of_heads
 from tightpass.evidence.units import units
 from tightpass.evidence.units import work_of as work_of_units
@@ -78,7 +78,7 @@ def collect(J: Jacobian, keep: Callable[[Panel], None], stored: Panels) -> Evide
         again.add(panel)
         tally.add(panel)
     energy, explanation = tally.energy(), tally.explained()
-    exact = None if J.block is None else twice(J.block)
+    exact = None if J.block is None or J.rejected else twice(J.block)
     agreement = tally.agreement(exact)
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
@@ -180,10 +180,11 @@ class _Tally:
 
     def explained(self) -> Explanation:
         mixes = not isinstance(self.J.structure, BlockDiagonal)
+        heads, paths = of_attention(self.J, float(self.energies.sum()))
         return Explanation(
             null=None if self.removed is None else float(np.sqrt(self.removed.max())),
-            heads=by_head(self.J, float(self.energies.sum())),
-            paths=by_path(self.J, float(self.energies.sum())),
+            heads=heads,
+            paths=paths,
             distances=by_distance(self.energies) if mixes else None,
         )
 

@@ -38,11 +38,12 @@ def _error(mine: Decision, theirs: Decision, scale: float) -> float:
 def _cut_off(block: Block, made: tuple[Decision, ...], within: list[torch.Tensor]) -> tuple[list[int], int]:
     """Numbers next to a clamp's ends, of each token; and those of experts, that see tokens of their own."""
     placed, unplaced = torch.zeros(block.tokens, dtype=torch.long), 0
+    experts = any(isinstance(decision, Choice) for decision in made)  # whose rows are in an order of their own
     for decision, near in zip(made, within, strict=True):
         if isinstance(decision, Choice):
             continue
         rows = near.flatten(0, -2).sum(-1).cpu()
-        if len(rows) == block.tokens:
+        if len(rows) == block.tokens and not experts:
             placed += rows
         else:
             unplaced += int(rows.sum())

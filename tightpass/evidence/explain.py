@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from tightpass.errors import TightpassError
 from tightpass.evidence.grouped import grouped
-from tightpass.jacobians.forms.base import Cost, Form, Piece
+from tightpass.jacobians.forms.base import Cost, Form
 from tightpass.jacobians.forms.closed import closed_form, cost_of
 from tightpass.jacobians.operator import Jacobian
 from tightpass.models.blocks import Block
@@ -25,7 +24,7 @@ ENERGIES_UP_TO = 256
 
 
 def work_of(cost: Cost, kind: str, tokens: int, shape: Shape, itemsize: int) -> Work:
-    """Of `by_head`: the leading triplet, and each head's own closed form."""
+    """Of `of_attention`: the leading triplet, and each head's own closed form."""
     if kind != "attn" or kind not in shape.closed:
         return Work()
     size = tokens * shape.width
@@ -45,47 +44,39 @@ def by_distance(energies: NDArray[np.float64]) -> tuple[tuple[int, float], ...] 
     return tuple((k, value / total) for k, value in sums if value > 0)
 
 
-def by_head(J: Jacobian, energy: float) -> HeadShares | None:
-    """Contributions of the heads of an attention J with this ‖J‖_F²; None for all else."""
+def of_attention(J: Jacobian, energy: float) -> tuple[HeadShares | None, PathShares | None]:
+    """What the heads, and the two paths, of an attention J with this ‖J‖_F² add to it; None for all else, and for what cannot be
+    had, or takes too long."""
     block = J.block
     if block is None or block.kind != "attn" or not J.form.heads_apart or energy == 0:
-        return None
+        return None, None
     try:
         top = svds(J, 1)
     except TightpassError:  # an explanation that cannot be had must not cost the answer
-        return None
+        return None, None
     u, v = top.U.reshape(-1), top.Vh.reshape(1, J.tokens_in, J.d_in)
-    gains, energies = [], []
-    for head in _heads(J.form.heads_apart, block):
+    few, gains, own, apart = J.tokens_in <= ENERGIES_UP_TO, [], list[float | None](), list[tuple[float, float] | None]()
+    for h in range(J.form.heads_apart):  # one after the other: each holds weights of its own
+        head = closed_form(replace(block, options=replace(block.options, kind="head", head=h, residual=False)))
         if head is None:
-            return None
+            return None, None
         gains.append(float(u @ head.push(v).reshape(-1)))
-        if J.tokens_in <= ENERGIES_UP_TO and (own := head.energy()) is not None:
-            energies.append(own / energy)
-    return HeadShares(tuple(gains), tuple(energies) or None)
+        own.append(head.energy() if few else None)
+        apart.append(_energies(head) if few else None)
+    known = [value / energy for value in own if value is not None]
+    heads = HeadShares(tuple(gains), tuple(known) if len(known) == len(own) else None)
+    whole = _energies(J.form) if few else None
+    return heads, None if whole is None else _shares(block, whole, [pair for pair in apart if pair is not None], energy)
 
 
-def _heads(count: int, block: Block) -> Iterator[Piece | None]:
-    """The closed form of each head by itself, one after the other."""
-    for h in range(count):
-        yield closed_form(replace(block, options=replace(block.options, kind="head", head=h, residual=False)))
-
-
-def by_path(J: Jacobian, energy: float) -> PathShares | None:
-    """Contributions of the two paths of an attention J with this ‖J‖_F²; None for all else, and where they take too long."""
-    block = J.block
-    if block is None or block.kind != "attn" or energy == 0 or J.tokens_in > ENERGIES_UP_TO:
-        return None
-    if (whole := _energies(J.form)) is None:
-        return None
+def _shares(block: Block, whole: tuple[float, float], heads: list[tuple[float, float]], energy: float) -> PathShares:
+    """Of both paths, and of those of the heads where all are known."""
     limits = grouped(block)
-    each = [None if head is None else _energies(head) for head in _heads(J.form.heads_apart, block)]
-    apart = [pair for pair in each if pair is not None]
-    values, pattern = ([pair[i] / energy for pair in apart] for i in range(2))
+    values, pattern = (tuple(pair[i] / energy for pair in heads) for i in range(2))
     return PathShares(
         None if limits is None else (limits.values, limits.pattern),
         (whole[0] / energy, whole[1] / energy),
-        (tuple(values), tuple(pattern)) if len(apart) == len(each) else None,
+        (values, pattern) if len(heads) == block.layers[0].heads else None,
     )
 
 

@@ -7,7 +7,7 @@ within the second, so a group of g heads passes at most T·d_head − Σ_t p_t +
     rank J ≤ G·T·d_head + (H − G)·Σ_t p_t.
 
 The weights of a row must sum to 1: with sinks W_t = span{v_s}, p_t ≤ min(t + 1, d_head). Tokens that read the same have the same
-value, and count once. Where all tokens see each other p_t ≤ min(T − 1, d_head). With windows the values still pass what they do,
+value, and count once. Where later tokens are seen too W_t is the span of all that any token sees, p_t ≤ min(T − 1, d_head). With windows the values still pass what they do,
 and the pattern, of what is seen alone, adds to it: G·T·d_head + H·Σ_t min(seen from t less 1, d_head).
 """
 
@@ -58,7 +58,8 @@ def grouped(block: Block) -> Grouped | None:
         return None
     (T, d), causal = block.x.shape, block.model.shape.causal
     seen = _seen(heard, causal)
-    known = seen.cumsum(0) > 0 if causal else seen  # all that any token so far has seen
+    # all that any token so far has seen, or any at all: the spans must lie in each other
+    known = seen.cumsum(0) > 0 if causal else seen.any(0, keepdim=True).expand_as(seen)
     span, window = (_dimensions(block.x, sets, heard.sums_to_one, d_head) for sets in (known, seen))
     values, beside = groups * T * d_head, heads - groups
     said = f"{T} tokens × {groups} heads of keys and values × {d_head}"

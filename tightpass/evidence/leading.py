@@ -14,7 +14,7 @@ from tightpass.evidence.arithmetic import estimated_of_products, frobenius, meas
 from tightpass.evidence.arithmetic import work_of as work_of_measuring
 from tightpass.evidence.bounds import structural_bounds
 from tightpass.evidence.collect import check_range
-from tightpass.evidence.explain import by_distance, by_head, by_path
+from tightpass.evidence.explain import by_distance, of_attention
 from tightpass.evidence.explain import work_of as work_of_heads
 from tightpass.evidence.units import units
 from tightpass.evidence.units import work_of as work_of_units
@@ -112,12 +112,9 @@ def evidence_without_blocks(J: Jacobian) -> Evidence:
     if J.block is None:
         size = Bound(min(J.shape), f"{J.shape[0]} × {J.shape[1]} matrix")
         return Evidence(energy, estimated_of_products(J), (size,), 0, None, J.route, estimated)
-    heads, paths, rounding = (
-        by_head(J, energy),
-        by_path(J, energy),
-        None if estimated else _rounding_of_energy(J, energy),
-    )  # before `exact` is held
-    exact, units_found = twice(J.block), units(J.block)
+    heads, paths = of_attention(J, energy)  # before `exact` is held
+    rounding = None if estimated else _rounding_of_energy(J, energy)
+    exact, units_found = None if J.rejected else twice(J.block), units(J.block)
     arithmetic = estimated_of_products(J) if exact is None else measured_of_products(J, exact)
     moved = math.sqrt(min(J.shape)) * arithmetic.bound if exact is None else frobenius(J, exact)
     return Evidence(

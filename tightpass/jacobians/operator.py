@@ -21,8 +21,8 @@ from tightpass.jacobians.diagnose import WHO_KNOWS, check_function, diagnosis
 from tightpass.jacobians.forms.autodiff import Autodiff, product_bytes
 from tightpass.jacobians.forms.autodiff import cost_of as cost_of_autodiff
 from tightpass.jacobians.forms.base import Cost, Form, in_parts
-from tightpass.jacobians.forms.closed import closed_form
 from tightpass.jacobians.forms.closed import cost_of as cost_of_closed
+from tightpass.jacobians.forms.closed import tried
 from tightpass.jacobians.otherwise import hides, otherwise
 from tightpass.jacobians.perturbed import rounding
 from tightpass.jacobians.precision import check_precision_settings
@@ -181,7 +181,7 @@ class Jacobian(Operator):
         self.structure = Dense() if structure is None else structure
         self.name = name if block is None else block.name
         self._width = block.width if block is not None else 8 * x.shape[1]
-        closed = None if block is None else closed_form(block)
+        closed, self.rejected = (None, False) if block is None else tried(block)
         self._whole = Linearisation(fn if block is not None else followable(fn), self.x, self._columns(x.shape[0]))
         self.looked = () if block is not None else (check_function(self._whole),)
         self.form: Form = closed or self._by_autodiff()

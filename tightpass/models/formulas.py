@@ -14,9 +14,8 @@ from tightpass.models.linear import Affine, affine
 from tightpass.models.norms import NormKind, kind_of
 from tightpass.models.parts import LayerParts
 
-SAME = 1e-4
-"""Relative difference up to which queries and keys are those that the model's code gives: a formula that is another one is
-off by much more."""
+ROUNDED = 1e4
+"""Roundings of the largest entry by which queries, keys and values may be off those that the model's code gives."""
 
 Tables = tuple[torch.Tensor, torch.Tensor]
 
@@ -124,7 +123,7 @@ def _affine(module: nn.Module | None) -> Affine:
 
 def _head_norm(module: Any, heads: int, d_head: int, like: torch.Tensor) -> HeadNorm | None:
     """Raises NoFormulasError for a norm on heads that is none of those known."""
-    if module is None or isinstance(module, nn.Identity):
+    if module is None or type(module) is nn.Identity:
         return None
     each = [kind_of(norm, d_head, like) for norm in getattr(module, "norms", [module])]
     first = each[0]
@@ -193,23 +192,26 @@ class Turned:
 
 
 def turned(parts: LayerParts, maps: AttentionMaps, tables: Tables | None, given: Attended, h: torch.Tensor) -> Turned:
-    """What makes queries and keys of h (T, d) those that the attention was given.
+    """What makes queries and keys of h (T, d) those that the attention was given: of all ways that are known the nearest.
 
-    Raises NoFormulasError where nothing does that is known, or where values are not those of their map, as where they are clipped.
+    Raises NoFormulasError where that is off by more than rounding, or values are not those of their map, as where they are clipped.
     """
-    if not _same(by_head(maps.value(h), parts.d_head), given.value):
-        raise NoFormulasError(f"{type(parts.context).__name__} makes its values in another way")
     query, key = (
         norm_of(by_head(map_(h), parts.d_head), norm)
         for map_, norm in ((maps.query, maps.query_norm), (maps.key, maps.key_norm))
     )
-    for rotation in _rotations(tables):
-        if not _same(_turn(rotation, key), given.key):
-            continue
-        for factor in (1.0, parts.d_head**-0.5):
-            if _same(_turn(rotation, query * factor), given.query):
-                return Turned(rotation, given.scale * factor)
-    raise NoFormulasError(f"{type(parts.context).__name__} makes its queries and keys in another way")
+    ways = list(_rotations(tables, parts.d_head))
+    rotation = min(ways, key=lambda way: _apart(_turn(way, key), given.key))
+    turned_key, turned_query = _turn(rotation, key), _turn(rotation, query)
+    factor = min((1.0, parts.d_head**-0.5), key=lambda factor: _apart(turned_query * factor, given.query))
+    for mine, theirs in (
+        (turned_key, given.key),
+        (turned_query * factor, given.query),
+        (by_head(maps.value(h), parts.d_head), given.value),
+    ):
+        if not _apart(mine, theirs) <= ROUNDED * torch.finfo(theirs.dtype).eps * float(theirs.abs().max()):
+            raise NoFormulasError(f"{type(parts.context).__name__} makes its queries, keys or values in another way")
+    return Turned(rotation, given.scale * factor)
 
 
 def norm_of(x: torch.Tensor, norm: HeadNorm | None) -> torch.Tensor:
@@ -222,24 +224,21 @@ def by_head(flat: torch.Tensor, d_head: int) -> torch.Tensor:
     return flat.view(len(flat), -1, d_head).transpose(0, 1)
 
 
-def _rotations(tables: Tables | None) -> Iterator[Rotation | None]:
+def _rotations(tables: Tables | None, d_head: int) -> Iterator[Rotation | None]:
     """Tables arrive in layers that do not turn, too, and some with each angle once."""
-    yield None
-    if tables is not None:
+    if tables is not None and tables[0].shape[-1] <= d_head:
         for half in (halves, pairs):
             yield Rotation(*tables, half)
+    if tables is not None and 2 * tables[0].shape[-1] <= d_head:
         cos, sin = (torch.cat([table, table], -1) for table in tables)
         yield Rotation(cos, sin)
+    yield None
 
 
-def _turn(rotation: Rotation | None, x: torch.Tensor) -> torch.Tensor | None:
-    """None for tables that are wider than what they turn."""
-    if rotation is not None and rotation.cos.shape[-1] > x.shape[-1]:
-        return None
+def _turn(rotation: Rotation | None, x: torch.Tensor) -> torch.Tensor:
     return x if rotation is None else rotation.turn(x, slice(None))
 
 
-def _same(mine: torch.Tensor | None, theirs: torch.Tensor) -> bool:
-    if mine is None:
-        return False
-    return mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= SAME * theirs.abs().max())
+def _apart(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference; infinite for arrays of other sizes."""
+    return float((mine - theirs).abs().max()) if mine.shape == theirs.shape else float("inf")

@@ -29,7 +29,7 @@ from tightpass.models.given import adapted, applied, is_given, refuse_quantised,
 from tightpass.models.invented import refuse_invented
 from tightpass.models.parts import LayerParts, final_norm_of, parts_of
 from tightpass.models.shape import Shape, shape_of_config, shape_of_parts
-from tightpass.models.sizes import ALIASES, packaged_config
+from tightpass.models.sizes import ALIASES, check_sizes, packaged_config
 from tightpass.models.stored import DIGITS, check_stored, digits_in, files_of
 from tightpass.models.streamed import Streamed, kept_bytes, work_of_held
 from tightpass.units import bytes_of, format_bytes
@@ -245,19 +245,6 @@ def stored_config(source: Source) -> Any:
         family_of(config)
         check_sizes(config, source.name)
         return plain(config)
-
-
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
-
-
-def check_sizes(config: Any, name: str) -> None:
-    """Raises InputError unless a configuration's sizes are positive integers."""
-    for field in SIZES:
-        if not hasattr(config, field):  # images and sounds have no vocabulary, relative positions no end
-            continue
-        value = getattr(config, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"the config.json of {name}: {field} must be an integer of at least 1, got {value!r}")
 
 
 PLAIN = {

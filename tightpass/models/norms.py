@@ -12,9 +12,10 @@ from torch import nn
 from tightpass.models.genuine import genuine
 
 ROWS = 3
-"""Random inputs that tell one norm from another."""
-SAME = 1e-4
-"""Relative difference up to which a norm is what is said of it: norms differ by a whole weight, and float32 is rounded."""
+"""Random inputs of each size that tell one norm from another."""
+SAME = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Difference, relative to a row's largest entry, up to which a norm is what is said of it: norms differ by a whole weight, or,
+where inputs are small, by what is added to the variance."""
 EPSILON = 1e-5
 """Of norms that keep theirs to themselves."""
 
@@ -56,7 +57,9 @@ def kind_of(module: nn.Module, width: int, like: torch.Tensor) -> NormKind | Non
         return NormKind(True, module.eps, weight, 0.0, bias)
     shape = (width,) if weight is None else tuple(weight.shape)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(ROWS, *shape, generator=generator, dtype=torch.float64).to(like) * 3 + 1
+    drawn = torch.randn(2 * ROWS, *shape, generator=generator, dtype=torch.float64)
+    small = max(rms_epsilon(module, like.dtype), 1e-12) ** 0.5
+    x = torch.cat([3 * drawn[:ROWS] + 1, small * drawn[ROWS:]]).to(like)
     with torch.no_grad():
         y = genuine(module)(x)
         return next((kind for kind in _kinds(module, weight, bias, x.dtype) if _same(kind(x), y)), None)
@@ -88,7 +91,10 @@ def _numbers(module: nn.Module, name: str) -> torch.Tensor | None:
 
 
 def _same(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
-    return mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= SAME * theirs.abs().max())
+    if mine.shape != theirs.shape:
+        return False
+    gap, size = ((part.flatten(1).abs().amax(1)) for part in (mine - theirs, theirs))
+    return bool((gap <= SAME.get(mine.dtype, SAME[torch.float32]) * size).all())
 
 
 def rms_epsilon(norm: nn.Module, dtype: torch.dtype) -> float:
@@ -97,4 +103,4 @@ def rms_epsilon(norm: nn.Module, dtype: torch.dtype) -> float:
     if isinstance(norm, nn.RMSNorm) and norm.eps is None:
         return torch.finfo(dtype).eps
     given: Any = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    return given if isinstance(given, float) else EPSILON
+    return EPSILON if given is None else float(given)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tightpass.errors import InputError
+
 OPT_SIZES = {  # hidden_size, num_hidden_layers, num_attention_heads
     "125m": (768, 12, 12),
     "350m": (1024, 24, 16),
@@ -55,3 +57,16 @@ def opt_config(size: str) -> Any:
         do_layer_norm_before=size != "350m",
         word_embed_proj_dim=512 if size == "350m" else width,
     )
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
+
+
+def check_sizes(config: Any, name: str) -> None:
+    """Raises InputError unless a configuration's sizes are positive integers."""
+    for field in SIZES:
+        if not hasattr(config, field):  # images and sounds have no vocabulary, relative positions no end
+            continue
+        value = getattr(config, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"the config.json of {name}: {field} must be an integer of at least 1, got {value!r}")

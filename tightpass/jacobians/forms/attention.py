@@ -19,17 +19,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import torch
 
 from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Piece
+from tightpass.jacobians.forms.heads import PLAIN, Heads, Scores, softmax_beside
 from tightpass.jacobians.forms.norm import NormAt
 from tightpass.jacobians.forms.products import through
-from tightpass.jacobians.forms.turning import Turning
 from tightpass.kernels.attention import attention_blocks
 from tightpass.structure import BlockLowerTriangular, Dense, Panel
 
@@ -40,43 +39,6 @@ MIX_ELEMENTS = 2**24
 MIXED = 16
 FORMED_UP_TO = 2**35
 """Multiply-adds, one for each head and entry, of rows of blocks that are formed only for ‖J‖_F²: half a minute, about."""
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Projections of H heads, Wq, Wk, Wv (H, d_head, d) folded with the norm, Wo (d_out, H, d_head);
-    q, k, v (H, T, d_head) at x, biases and what turns them included; `scale` multiplies the scores."""
-
-    Wq: torch.Tensor
-    Wk: torch.Tensor
-    Wv: torch.Tensor
-    Wo: torch.Tensor
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    scale: float
-    turn_q: Turning | None = None
-    turn_k: Turning | None = None
-
-    def double(self) -> Heads:
-        """The same in float64."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        wide: dict[str, Any] = {name: part.double() for name, part in given.items() if isinstance(part, torch.Tensor)}
-        return replace(self, **wide)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What becomes of the scores before their softmax.
-
-    mask    (1 or H, T, T), added; None for none
-    cap     c of c·tanh(z/c), before the mask; None for none
-    sinks   (H,) scores of sinks, beside those of the tokens; None for none
-    """
-
-    mask: torch.Tensor | None = None
-    cap: float | None = None
-    sinks: torch.Tensor | None = None
 
 
 def mixed_at_once(elements: int) -> int:
@@ -119,7 +81,7 @@ class ClosedAttention(Piece):
         norm: NormAt | None,
         causal: bool,
         residual: bool = False,
-        given: Scores = Scores(),
+        given: Scores = PLAIN,
     ) -> None:
         self.heads, self.norm, self.causal, self.residual = heads, norm, causal, residual
         self.count, self.tokens, self.d_head = heads.q.shape
@@ -138,7 +100,7 @@ class ClosedAttention(Piece):
         if causal:
             future = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(future, -torch.inf)
-        self.a, sunk = _softmax(scores, given.sinks)  # (H, T, T)
+        self.a, sunk = softmax_beside(scores, given.sinks)  # (H, T, T)
         self.sinks = given.sinks is not None
         self.top = self.a.argmax(-1)  # (H, T): the token u of each row's largest weight
         others = self.a.scatter(-1, self.top[..., None], 0.0)
@@ -601,15 +563,6 @@ class ClosedAttention(Piece):
         if self.residual:
             w.diagonal().add_(1)
         return w
-
-
-def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Weights of the tokens, and (H, T, 1) that of the sink."""
-    if sinks is None:
-        return scores.softmax(-1), 0.0
-    column = sinks.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
-    weights = torch.cat([scores, column], -1).softmax(-1)
-    return weights[..., :-1].contiguous(), weights[..., -1:]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from tightpass.errors import InputError
-from tightpass.jacobians.forms.attention import ClosedAttention, Heads, Scores
+from tightpass.jacobians.forms.attention import ClosedAttention
 from tightpass.jacobians.forms.attention import cost as attention_cost
 from tightpass.jacobians.forms.base import Cost, Piece
 from tightpass.jacobians.forms.compose import Chain, Identity, Sum, cost_of_layers
+from tightpass.jacobians.forms.heads import Heads, Scores
 from tightpass.jacobians.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
 from tightpass.jacobians.forms.mlp import cost as mlp_cost
 from tightpass.jacobians.forms.norm import ClosedNorm, NormAt, norm_at
@@ -42,31 +43,51 @@ from tightpass.models.shape import Shape
 
 DOUBTFUL = 0.1
 """Relative difference from autodiff up to which rounding may be the reason; formulas that are wrong differ by more."""
+AGREED = 1e-6
+"""Relative difference in float64 up to which formulas in doubt in float32 are those of the function."""
 
 
 def closed_form(block: Block) -> Piece | None:
-    """The closed form of a block; None where its family's row, or a module in it, is not what the formulas know.
+    """The closed form of a block; None where its family's row, or a module in it, is not what the formulas know."""
+    return tried(block)[0]
 
-    It is compared with autodiff in one direction at x. Where they differ by what rounding may still be, as where softmax
-    saturates, the one that is nearer to products in twice float64's precision is right; else there is one warning, and None.
+
+def tried(block: Block) -> tuple[Piece | None, bool]:
+    """Likewise, and whether formulas were rejected: then nothing else that is made of them is to be believed.
+
+    The form is compared with autodiff in one direction at x. Where they differ by what rounding may still be, as where softmax
+    saturates, the one that is nearer to products in twice float64's precision is right, if the same formulas agree with autodiff in
+    float64; else there is one warning, and None.
     """
-    if not block.has_formulas:
-        return None
-    makers = {"mlp": _mlp, "attn": _attention, "head": _attention}
-    with torch.no_grad():
-        try:
-            form = makers.get(block.kind, _stack)(block)
-        except NoFormulasError:
-            return None
+    if not block.has_formulas or (form := _made(block)) is None:
+        return None, False
     error, allowed = disagreement(form, block)
-    if error <= allowed or (error <= DOUBTFUL and is_nearer(form, block)):
-        return form
+    if error <= allowed or (error <= DOUBTFUL and _agrees_in_float64(block) and is_nearer(form, block)):
+        return form, False
     warnings.warn(
         f"{block.name}: the closed form differs from automatic differentiation by {error:.1e} "
         f"(rounding explains {allowed:.0e}); automatic differentiation is used",
         stacklevel=2,
     )
-    return None
+    return None, True
+
+
+def _made(block: Block) -> Piece | None:
+    makers = {"mlp": _mlp, "attn": _attention, "head": _attention}
+    with torch.no_grad():
+        try:
+            return makers.get(block.kind, _stack)(block)
+        except NoFormulasError:
+            return None
+
+
+def _agrees_in_float64(block: Block) -> bool:
+    """Whether the formulas of a float32 block are those of its function, in more precision."""
+    if block.x.dtype == torch.float64:
+        return True
+    wide = block.in_precision(torch.float64)
+    form = _made(wide)
+    return form is not None and disagreement(form, wide)[0] <= AGREED
 
 
 def cost_of(kind: str, tokens: int, shape: Shape) -> Cost:

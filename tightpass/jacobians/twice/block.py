@@ -197,7 +197,7 @@ class _Formulas:
     ) -> Map:
         """Through its pre-norm, and, as it is added to the residual stream, its post-norm and multiplier: which of both, if asked."""
         pieces: list[Map] = []
-        if which[0] and before is not None and not isinstance(before, nn.Identity):
+        if which[0] and before is not None and type(before) is not nn.Identity:
             pieces.append(self._norm(before, x))
         pieces.append(piece(pieces[-1].y if pieces else x))
         multiplier = None if post is None or not which[1] else multiplier_of(post, self.block.x)
