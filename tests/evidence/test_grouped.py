@@ -81,3 +81,31 @@ def test_a_token_passes_no_more_than_its_width():
 def test_heads_of_their_own_say_nothing_new():
     S = spectrum_of(FIVE, num_key_value_heads=4)
     assert S.evidence.bounds[0].rank == 5 * 4 * 8
+
+
+@pytest.mark.parametrize("window", [2, 3, 8])
+def test_windows_on_both_sides(window):
+    """Spans of windows do not lie in each other: what counts is all that any token sees."""
+    S = spectrum_of(
+        list(range(1, 9)),
+        "gemma3_text",
+        num_key_value_heads=1,
+        use_bidirectional_attention=True,
+        sliding_window=window,
+        layer_types=["sliding_attention"] * 2,
+    )
+    assert numerical_rank(S) <= S.evidence.bounds[0].rank
+    assert S.rank.interval[1] >= numerical_rank(S)
+
+
+def test_sinks_leave_one_dimension_more():
+    """Rows of weights sum to less than 1, so that what all values have in common counts."""
+    torch.manual_seed(1)
+    config = AutoConfig.for_model("gpt_oss", **(PLAIN | {"num_local_experts": 2, "num_experts_per_tok": 1}))
+    model = AutoModel.from_config(config, dtype=torch.float64).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + ("norm" in key))
+    S = tp.spectrum(tp.jacobian(tp.block(tp.load_model(model), "attn", 1, token_ids=FIVE)))
+    assert S.evidence.bounds[0].rank == 2 * 5 * 8 + 2 * (1 + 2 + 3 + 4 + 5)
+    assert S.rank.interval[1] == numerical_rank(S) == S.evidence.bounds[0].rank
