@@ -366,7 +366,7 @@ def test_a_layer_with_an_unknown_module_stays_with_autodiff():
     odd = Doubled(inner.in_features, inner.out_features, dtype=torch.float64)
     odd.load_state_dict(inner.state_dict())
     model.decoder.layers[1].fc1 = odd
-    loaded = tp.load_model(model)
+    loaded = tp.load_model(model.eval())
     for kind, layer, route in (("layer", 1, "automatic"), ("model", None, "automatic"), ("layer", 0, "closed form")):
         block = tp.block(loaded, kind, layer=layer, token_ids=[5, 17, 2])
         assert tp.jacobian(block).route.startswith(route)

@@ -339,12 +339,12 @@ def in_one_precision(x):
 )
 @pytest.mark.parametrize("method", [{}, {"method": "topk", "k": 5}], ids=["exact", "topk"])
 def test_float32_is_measured_in_float64(fn, method):
-    """The bound is the true error, of J as it is, and no more."""
+    """The bound is no less than the error against float64, and no less than what perturbed operations move."""
     x = X.float()
     S = tp.spectrum(tp.jacobian(fn, x), **method)
     part = S.floor.parts[0]
-    assert part.method.startswith("measured: J as stored against J of the same function in float64")
-    assert part.confidence == S.rank.confidence == "certain"
+    assert "and J as stored against J of the same function in float64" in part.method
+    assert part.confidence == S.rank.confidence == "calibrated"
     wide = nn.Linear(4, 4).double() if isinstance(fn, nn.Module) else fn
     if isinstance(fn, nn.Module):
         wide.load_state_dict(fn.state_dict())
@@ -352,7 +352,7 @@ def test_float32_is_measured_in_float64(fn, method):
     J = tp.jacobian(fn, x)
     found = J @ torch.eye(12) if method else J.dense()  # products are by forward mode, blocks by reverse
     true = float(torch.linalg.matrix_norm(found.double() - exact, 2))
-    assert true <= part.bound <= 2 * true + 1e-12
+    assert true <= part.bound <= 100 * true + 1e-12
 
 
 def test_where_float64_is_not_to_be_had_it_is_estimated():

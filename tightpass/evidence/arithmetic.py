@@ -261,14 +261,14 @@ def estimated_of_products(J: Jacobian) -> Part:
 
 
 def _of_function(J: Jacobian, against: Callable[[Plain], Error]) -> Part:
-    """Of a function that was handed in: measured in float64 where it is of float32 and lets that be; else estimated, or assumed
-    where it computes some of it out of sight and in one precision only."""
-    other = J.otherwise()
+    """Of a function that was handed in: estimated; of float32 as well, where it lets that be, against J in float64, which may
+    underflow and cancel likewise, so that the larger of both counts; assumed where some of it is computed out of sight and in one
+    precision only."""
+    other, part = J.otherwise(), _estimate(J, 0.0, "")
     if other is not None and J.dtype == torch.float32:
         found = bound(against(Plain(other, torch.float64)))
-        method = f"measured: J as stored against J of the same function in float64, {found.how}"
-        return Part(NAME, found.size * (1 + FINER), method, PROBED if found.chance else CERTAIN, found.chance)
-    part = _estimate(J, 0.0, "")
+        method = f"{part.method}; and J as stored against J of the same function in float64, {found.how}"
+        return replace(part, bound=max(part.bound, found.size * (1 + FINER)), method=method)
     if not J.hides:
         return part
     if other is not None:
