@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 import tightpass as tp
 from oracles.decoder_oracles import oracle_for
 from oracles.family_models import made
@@ -44,3 +46,13 @@ def function_of(oracle, block):
         "head": lambda x: oracle.head(x, block.options.head, norm),
         "layer": oracle.whole,
     }[block.kind]
+
+
+def difference(block, function):
+    """Of J from jacrev of the oracle, in σ₁. Raises AssertionError where values differ, or J is next to nothing."""
+    y = function(block.x)
+    assert float((block(block.x) - y).abs().max()) <= 1e-12 * float(y.abs().max())
+    true = torch.func.jacrev(function)(block.x).reshape(y.numel(), -1)
+    size = float(torch.linalg.matrix_norm(true, 2))
+    assert size > 0.01
+    return float((tp.jacobian(block).dense() - true).abs().max()) / size

@@ -7,7 +7,8 @@ import copy
 
 import pytest
 import torch
-from oracles.family_models import made
+from oracles.family_models import CASES, made
+from transformers import AutoConfig, AutoModel
 
 import tightpass as tp
 from tightpass.models.decisions import Choice, Clamp, decided, holding
@@ -95,6 +96,23 @@ def test_a_unit_at_the_limit_widens_by_one():
     for kind in ("mlp", "layer"):
         assert spectrum(model, kind).evidence.kinks == 1
     assert spectrum(model, "attn").evidence.kinks == 0
+
+
+def test_an_experts_clamp_is_put_at_no_token():
+    """Even where one takes all tokens: its rows are in the order of the places that tokens give it, not of the tokens."""
+    kind, settings = CASES["gpt_oss"]
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(kind, **copy.deepcopy(settings) | {"num_local_experts": 2, "num_experts_per_tok": 2})
+    model = AutoModel.from_config(config, dtype=torch.float64).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    clamps = [decision for decision in block_of(model).decisions if isinstance(decision, Clamp)]
+    assert len(clamps[0].values.flatten(0, -2)) == len(IDS)
+    model.layers[1].mlp.experts.limit = float(clamps[0].values[clamps[0].values > 0][1])
+    S = spectrum(model)
+    assert S.evidence.kinks == 1
+    assert not any(S.evidence.undecided or ())
 
 
 @pytest.mark.parametrize("name", ["olmo", "mpt"])

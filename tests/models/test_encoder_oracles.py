@@ -7,60 +7,23 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from oracles.encoder_blocks import block_of, loaded, oracle_of
 from oracles.encoder_models import CASES, IDS, config_of, given_of, made, reads_text
-from oracles.encoder_oracles import ROWS, Oracle
+from oracles.encoder_oracles import ROWS
+from oracles.family_blocks import KINDS, difference, function_of
 from transformers.models.t5 import modeling_t5
 
 import tightpass as tp
 from tightpass.models import attention
 from tightpass.models.families.base import FAMILIES
-from tightpass.models.loading import Model
 from tightpass.models.options import KINDS as ALL_KINDS
 from tightpass.models.signal import pixels
 from tightpass.structure import BlockLowerTriangular, Dense
 
-KINDS = ("mlp", "attn", "head", "layer")
-models: dict[str, Model] = {}
-
-
-def loaded(name: str) -> Model:
-    """Loaded once; never changed."""
-    if name not in models:
-        models[name] = tp.load_model(made(name))
-    return models[name]
-
-
-def block_of(name, kind, layer=1, norm=True):
-    head = loaded(name).shape.layers[0].heads - 1 if kind == "head" else None
-    return tp.block(loaded(name), kind, layer, head=head, norm=norm, **given_of(name))
-
-
-def oracle_of(name, block, layer=1):
-    model, call = loaded(name), block.calls[0]["context"]
-    shape = model.shape.layers[layer]
-    return Oracle(ROWS[name], model.config, model.base, block.layers[0].layer, layer, shape.heads, call.rotary)
-
-
-def function_of(oracle, block):
-    norm = block.options.norm
-    return {
-        "mlp": lambda x: oracle.mlp(x, norm),
-        "attn": lambda x: oracle.attention(x, norm),
-        "head": lambda x: oracle.head(x, block.options.head, norm),
-        "layer": oracle.whole,
-    }[block.kind]
-
 
 def largest_difference(name, kind, layer=1, norm=True):
-    """Of J from jacrev of the oracle, in σ₁; the values as well."""
     block = block_of(name, kind, layer, norm)
-    function = function_of(oracle_of(name, block, layer), block)
-    y = function(block.x)
-    assert float((block(block.x) - y).abs().max()) <= 1e-12 * float(y.abs().max())
-    true = torch.func.jacrev(function)(block.x).reshape(y.numel(), -1)
-    size = float(torch.linalg.matrix_norm(true, 2))
-    assert size > 0.01
-    return float((tp.jacobian(block).dense() - true).abs().max()) / size
+    return difference(block, function_of(oracle_of(name, block, layer), block))
 
 
 def test_every_family_here_has_an_oracle():

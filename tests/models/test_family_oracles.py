@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from oracles import encoder_models
-from oracles.family_blocks import KINDS, block_of, function_of, loaded, oracle_of
+from oracles.family_blocks import KINDS, block_of, difference, function_of, loaded, oracle_of
 from oracles.family_models import CASES
 from oracles.family_oracles import ROWS
 
-import tightpass as tp
 from tightpass.models.families.base import FAMILIES
 from tightpass.models.options import layers_with
 
 
 def largest_difference(name, kind, layer=1, norm=True):
-    """Of J from jacrev of the oracle, in σ₁; the values as well."""
     block = block_of(name, kind, layer, norm)
-    function = function_of(oracle_of(name, block, layer), block)
-    y = function(block.x)
-    assert float((block(block.x) - y).abs().max()) <= 1e-12 * float(y.abs().max())
-    true = torch.func.jacrev(function)(block.x).reshape(y.numel(), -1)
-    size = float(torch.linalg.matrix_norm(true, 2))
-    assert size > 0.01
-    return float((tp.jacobian(block).dense() - true).abs().max()) / size
+    return difference(block, function_of(oracle_of(name, block, layer), block))
 
 
 def test_every_family_has_a_tiny_model_and_an_oracle():
