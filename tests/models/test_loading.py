@@ -264,6 +264,27 @@ def test_a_directory_that_is_not_there_is_said(tmp_path, monkeypatch):
     assert "no directory" not in str(known.value)
 
 
+@pytest.mark.parametrize("memory", [None, "2MiB"])
+def test_a_directory_without_weights_is_said(tmp_path, memory, small_opt):
+    small_opt.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(tp.InputError, match=r"a configuration and no weights \(model.safetensors or .*--weights random"):
+        tp.load_model(tmp_path, memory=memory)
+    assert tp.load_model(tmp_path, weights="random").weights == "random (seed 0)"
+
+
+def test_a_gguf_file_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(tp.InputError, match=r"there is no file .*nope\.gguf"):
+        tp.load_model(str(tmp_path / "nope.gguf"))
+
+
+def test_a_block_of_made_up_input_warns_where_it_is_asked_for(small_opt):
+    model = tp.load_model(small_opt)
+    with pytest.warns(UserWarning, match=r"random token ids \(seed 3\)") as warned:
+        tp.block(model, "mlp", 0, tokens=4, seed=3)
+    assert warned[0].filename == __file__
+
+
 def test_token_ids_that_stand_for_no_text_are_said(tmp_path, capsys):
     options = {"tokens": 2, "layers": "0", "discard_jacobian": True}
     saved(tmp_path / "model")

@@ -6,6 +6,7 @@ since blocks are differentiated by others as well.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -17,11 +18,11 @@ from tightpass.errors import InputError
 from tightpass.jacobians.derivative import check_derivative
 from tightpass.models.blocks import Block, build
 from tightpass.models.capture import Captured, capture
-from tightpass.models.inputs import Given, check_tokens, read_input, refuse_text
+from tightpass.models.inputs import NO_ID, Given, check_tokens, read_input, refuse_text
 from tightpass.models.loading import Model
 from tightpass.models.options import KINDS, Options, check_options, counted
 from tightpass.models.submodule import ModuleBlock, Whole, module_block, whole_of
-from tightpass.models.tokens import Reader, check_ids, tokenize
+from tightpass.models.tokens import Reader, Tokens, check_ids, tokenize
 from tightpass.structure import Structure, check_kind
 
 
@@ -49,7 +50,7 @@ def block(
     layer      counted from 0, or from the end: -1 is the last
     tokens     of a text; if left out, all of a given one that there are positions for, 64 of the bundled one. Of other inputs there are as many as they make
     pixel_values, input_features    of models that read images (channels, height, width) or sounds (mel bins, frames), as their
-           processors give them; random numbers if left out
+           processors give them; random numbers if left out, with a warning, as token ids are where there is no tokenizer
     norm, residual, special    the pre-norm that the block
            reads through, the identity beside it, the tokenizer's special tokens
     module     path of a module, such as "model.layers.3.mlp", in the place of a kind: for models and modules that no kind
@@ -69,7 +70,7 @@ def block(
         check_kind(structure)
         whole = whole_of(model)
         given = read(model, asked, signal) if isinstance(model, Model) else read_any(whole, asked, signal)
-        return module_block(whole, module, given, structure)
+        return module_block(whole, module, _told(given), structure)
     if not isinstance(model, Model):
         raise InputError(
             f"block expects the result of tightpass.load_model, got {type(model).__name__}; "
@@ -82,7 +83,7 @@ def block(
     options = Options(kind, _layer(model, layer), _integer("head", head), norm, residual)
     check_options(model.shape, options, model.name)
     given = read(model, asked, signal)
-    return build_checked(capture(model, given, None if options.layer is None else [options.layer]), options)
+    return build_checked(capture(model, _told(given), None if options.layer is None else [options.layer]), options)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Asked:
     seed: int
 
 
-def read(model: Model, asked: Asked, signal: Given) -> torch.Tensor:
+def read(model: Model, asked: Asked, signal: Given) -> Tokens:
     """What the model is run on. Raises InputError for what it does not read."""
     found = read_input(model.shape, signal, model.name, asked.seed)
     if found is None:
@@ -104,25 +105,33 @@ def read(model: Model, asked: Asked, signal: Given) -> torch.Tensor:
     assert model.shape.reads is not None
     refuse_text(model.shape.reads, model.name, text=asked.text, token_ids=asked.token_ids)
     check_tokens(asked.tokens, found, model.name)
-    return found.given
+    return found
 
 
-def read_any(whole: Whole, asked: Asked, signal: Given) -> torch.Tensor:
+def read_any(whole: Whole, asked: Asked, signal: Given) -> Tokens:
     """Likewise, of a model that no row of the table knows."""
     name = signal.name
     if whole.reads == "input_ids" and name is None:
         return _ids(whole, asked)
     if name != whole.reads:
         raise InputError(f"{whole.name} reads {whole.reads}; give {whole.reads}=, got {name or 'none'}")
-    return torch.as_tensor(getattr(signal, name))
+    values = torch.as_tensor(getattr(signal, name))
+    return Tokens(torch.full((len(values),), NO_ID), f"given {name}", signal=values)
 
 
-def _ids(reader: Reader, asked: Asked) -> torch.Tensor:
+def _ids(reader: Reader, asked: Asked) -> Tokens:
     if asked.text is not None and asked.token_ids is not None:
         raise InputError("give text or token_ids, not both")
     if asked.token_ids is not None:
-        return check_ids(reader, asked.token_ids)
-    return tokenize(reader, asked.tokens, asked.text, asked.special, asked.seed).ids
+        return Tokens(check_ids(reader, asked.token_ids), "given ids")
+    return tokenize(reader, asked.tokens, asked.text, asked.special, asked.seed)
+
+
+def _told(found: Tokens) -> torch.Tensor:
+    """What the model is run on, with a warning where it was made up."""
+    if found.random:
+        warnings.warn(found.origin, stacklevel=3)
+    return found.given
 
 
 def _alone(**others: Any) -> None:

@@ -15,7 +15,7 @@ from tightpass.models.files import check_weights
 from tightpass.models.gguf_files import GGUF
 from tightpass.models.invented import refuse_invented
 from tightpass.models.skeleton import Weights, compared, fill, without_numbers
-from tightpass.models.stored import Named, check_stored, stored_in
+from tightpass.models.stored import Named, check_stored, refuse_bare, stored_in
 from tightpass.models.streamed import Streamed, streamed
 
 
@@ -63,6 +63,7 @@ def _weights(name: str, place: GGUF | Path, base: Any) -> Weights:
     if isinstance(place, GGUF):
         found = gguf_models.Renamed(place, keys, prefix, base.config)
     else:
+        refuse_bare(place)
         check_weights(place)
         check_stored(place)
         found = Named(stored_in(place), keys, prefix)

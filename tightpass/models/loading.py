@@ -30,7 +30,7 @@ from tightpass.models.invented import refuse_invented
 from tightpass.models.parts import LayerParts, final_norm_of, parts_of
 from tightpass.models.shape import Shape, shape_of_config, shape_of_parts
 from tightpass.models.sizes import ALIASES, check_sizes, packaged_config
-from tightpass.models.stored import DIGITS, check_stored, digits_in, files_of
+from tightpass.models.stored import DIGITS, check_stored, digits_in, files_of, refuse_bare
 from tightpass.models.streamed import Streamed, kept_bytes, work_of_held
 from tightpass.units import bytes_of, format_bytes
 
@@ -199,6 +199,8 @@ def locate(name: str) -> Source:
         return Source(name, name, is_local=False)
     if path.is_file():
         raise InputError(f"unknown model {doors.shown(name)}: that is a file; give the directory that it lies in")
+    if path.suffix == gguf_files.SUFFIX:
+        raise InputError(f"unknown model {doors.shown(name)}: there is no file {path.absolute()}")
     if slash:
         raise InputError(f"unknown model {doors.shown(name)}: there is no directory {path.absolute()}\n{EXPECTED}")
     near = nearest(name)
@@ -455,6 +457,7 @@ def _pretrained(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
         with the_door(source):
             return read_whole(source.name, source.gguf, config, dtype)
     if source.is_local:
+        refuse_bare(Path(source.location))
         check_weights(Path(source.location))
         check_stored(Path(source.location))
     family = family_of(config)

@@ -127,6 +127,15 @@ def files_of(directory: Path) -> tuple[str, list[Path]] | None:
     return None
 
 
+def refuse_bare(directory: Path) -> None:
+    """Raises InputError for a directory without weights."""
+    if files_of(directory) is None:
+        raise InputError(
+            f"{directory} has a configuration and no weights ({' or '.join(FORMATS.values())}, or an {INDEX.lstrip('.')} of them); "
+            "fetch them too, or take --weights random for the architecture alone"
+        )
+
+
 def _indexed(index: Path) -> list[Path]:
     """The files that an index names."""
     try:

@@ -21,7 +21,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -37,6 +37,8 @@ SCORE_BYTES = 4 * 2**20
 MIX_ELEMENTS = 2**24
 """Of the mixes of heads, a d_out × d_in matrix for each input token, while a row's norm is found."""
 MIXED = 16
+AT_ONCE = 2**16
+"""Entries of each P_h that are weighed at once: with more of them products of few rows are a third slower (measured)."""
 FORMED_UP_TO = 2**35
 """Multiply-adds, one for each head and entry, of rows of blocks that are formed only for ‖J‖_F²: half a minute, about."""
 
@@ -66,7 +68,7 @@ def cost(tokens: int, d: int, heads: int, d_head: int, causal: bool) -> Cost:
         kept=11 * weights + 10 * tokens * inner + 2 * between + mixings + heads * d * d + 5 * by_token,
         working=tokens * (3 * d + 6 * inner),
         widest=tokens * max(d, inner),
-        panel=min(blocks * d * d, PANEL_ELEMENTS + tokens * d * d),
+        panel=min(blocks * d * d, max(PANEL_ELEMENTS, tokens * d * d)),
         writing=3 * heads * min(tokens, d_head) * d + heads * tokens * d,  # the query's term, and the keys of a row
         norm=2 * heads * d * d + 8 * by_token + min(tokens, 2 * mixed_at_once(d * d)) * d * d,
     )
@@ -214,17 +216,22 @@ class ClosedAttention(Piece):
         return form
 
     def panels(self, rows: range) -> Iterator[Panel]:
-        """As many output tokens at once as fill a panel."""
-        start = rows.start
+        for some, first in self.groups(rows):
+            places = [(t, s) for t in some for s in range(self._columns(t))]
+            blocks = self.write(some, self.heads.Wo.new_empty(len(places), self.d_out, self.d_in), first)
+            yield Panel(tuple(t for t, _ in places), tuple(s for _, s in places), blocks)
+
+    def groups(self, rows: range) -> Iterator[tuple[range, list[int]]]:
+        """As many output tokens at once as fill a panel, or as have no more blocks than the last of all; and where in a panel each
+        one's blocks begin."""
+        start, room = rows.start, max(self.tokens, PANEL_ELEMENTS // (self.d_out * self.d_in))
         while start < rows.stop:
             stop, first, count = start, [], 0
-            while stop < rows.stop and (stop == start or count * self.d_out * self.d_in < PANEL_ELEMENTS):
+            while stop < rows.stop and count + self._columns(stop) <= room:
                 first.append(count)
                 count += self._columns(stop)
                 stop += 1
-            places = [(t, s) for t in range(start, stop) for s in range(self._columns(t))]
-            blocks = self.write(range(start, stop), self.heads.Wo.new_empty(count, self.d_out, self.d_in), first)
-            yield Panel(tuple(t for t, _ in places), tuple(s for _, s in places), blocks)
+            yield range(start, stop), first
             start = stop
 
     def write_dense(self, J: torch.Tensor) -> None:
@@ -258,40 +265,59 @@ class ClosedAttention(Piece):
         )
 
     def _write_by_pairs(self, rows: range, out: torch.Tensor, first: list[int] | None) -> None:
-        """One input token s after the other, since scale·q_t·R_s·N_s·Wk depends on both tokens."""
-        Q = out.new_empty(len(rows), self.d_out, self.d_in)
-        QX = None if self.norm is None else out.new_empty(len(rows), self.d_out)
-        for i, t in enumerate(rows):
-            self._query_term(t, Q[i], None if QX is None else QX[i])
-        for s in range(self._columns(rows.stop - 1)):
-            skipped = max(0, s - rows.start) if self.causal else 0
-            which, here = slice(rows.start + skipped, rows.stop), slice(s, s + 1)
-            K = self._through_key(which, s).transpose(0, 1).contiguous()
-            norm = None
-            if self.norm is not None and QX is not None:
-                xhat = self.norm.xhat
-                norm = (self._PX[:, :, here], (K @ xhat[s])[..., None], QX[skipped:], xhat[here], self.norm.r[here])
-            attention_blocks(
-                a=self.a[:, which, here].transpose(0, 1),
-                vo=self._VO[:, :, here],
-                vt=self._VT[:, :, which],
-                rest=self._OR[:, :, which],
-                p=self._P,
-                k=K,
-                q=Q[skipped:],
-                out=out[skipped:, here] if first is None else out,
-                columns=[1] * len(K),
-                diagonal=[0 if t == s else 1 for t in rows[skipped:]],
-                first=None if first is None else [at + s for at in first[skipped:]],
-                norm=norm,
-            )
+        counts = [self._columns(t) for t in rows]
+        if (
+            first is not None
+            and out.is_contiguous()
+            and first == [first[0] + n for n in accumulate(counts, initial=0)][:-1]
+        ):
+            self._write_rows(rows, out[first[0] : first[-1] + counts[-1]])
+            return
+        for i, (t, n) in enumerate(zip(rows, counts, strict=True)):
+            place = out[i, :n] if first is None else out[first[i] : first[i] + n]
+            place.copy_(self._write_rows(range(t, t + 1), out.new_empty(place.shape)))
 
-    def _through_key(self, which: slice, s: int) -> torch.Tensor:
-        """(H, n, d_in) scale·q_t·R_s·N_s·Wk_h of some output tokens t, times the bend of their scores."""
-        at, turn = self.heads.scale * self.heads.q[:, which], self.heads.turn_k
+    def _write_rows(self, rows: range, blocks: torch.Tensor) -> torch.Tensor:
+        """The blocks (n, d_out, d_in) of some output tokens, in products: of all their weights with P, which is large, and of the
+        updates of each token's heads with c·q_t·R_s·N_s·Wk, which hang on both tokens."""
+        weights = [self.a[:, t, : self._columns(t)].T for t in rows]
+        if self.norm is not None:
+            weights = [self.norm.r[: len(at), None] * at for at in weights]
+        parts = (at.split(AT_ONCE, 1) for at in (self._P.flatten(1), blocks.view(len(blocks), -1)))
+        for P, out in zip(*parts, strict=True):
+            torch.mm(torch.cat(weights), P, out=out)
+        for t, row in zip(rows, blocks.split([len(at) for at in weights]), strict=True):
+            self._add_updates(t, row)
+        return blocks
+
+    def _add_updates(self, t: int, blocks: torch.Tensor) -> None:
+        """What the weights of output token t move, onto its blocks (n, d_out, d_in), which have what they carry; through the norm
+        a block is r_s·(w − (w·x̂_s) ⊗ x̂_s / d)."""
+        n = len(blocks)
+        query = blocks.new_empty(self.d_out, self.d_in)
+        through = None if self.norm is None else blocks.new_empty(self.d_out)
+        self._query_term(t, query, through)
+        updates = (self.a[:, t, :n] * self._centred_values(t, n)).permute(2, 0, 1)  # (n, d_out, H)
+        keys = self._through_key(t, slice(n)).transpose(0, 1)  # (n, H, d_in)
+        if self.norm is not None and through is not None:
+            xhat, r = self.norm.xhat[:n], self.norm.r[:n]
+            share = torch.einsum("hn,ohn->no", self.a[:, t, :n], self._PX[:, :, :n])
+            share += (updates @ (keys @ xhat[..., None]))[..., 0]
+            share[t] += through
+            updates = r[:, None, None] * torch.cat([updates, -share[..., None] / self.d_in], -1)
+            keys = torch.cat([keys, xhat[:, None]], 1)
+            query *= r[t]
+        blocks.baddbmm_(updates, keys)
+        blocks[t] += query
+
+    def _through_key(self, t: int, tokens: slice) -> torch.Tensor:
+        """(H, n, d_in) scale·q_t·R_s·N_s·Wk_h of some input tokens s, times the bend of their scores."""
+        at, turn = self.heads.scale * self.heads.q[:, t, None], self.heads.turn_k
         if self.bend is not None:
-            at = at * self.bend[:, which, s, None]
-        return at @ self.heads.Wk if turn is None else turn.rows(at, s, self.heads.Wk)
+            at = at * self.bend[:, t, tokens, None]
+        if turn is None:
+            return at @ self.heads.Wk
+        return turn.rows(at.expand(-1, len(range(self.tokens)[tokens]), -1), tokens, self.heads.Wk)
 
     def _query_term(self, t: int, out: torch.Tensor, through: torch.Tensor | None) -> None:
         """Q_t (d_out, d_in) into `out`, and Q_t·x̂_t into `through`: by tokens while they are fewer than
@@ -553,7 +579,7 @@ class ClosedAttention(Piece):
         """Block (t, t) alone, (d_out, d_in)."""
         w = torch.einsum("h,hij->ij", self.a[:, t, t], self._P)
         update = self.a[:, t, t] * self._centred_values(t, t + 1)[:, :, t]
-        w += update @ self._through_key(slice(t, t + 1), t)[:, 0]
+        w += update @ self._through_key(t, slice(t, t + 1))[:, 0]
         query = torch.empty_like(w)
         self._query_term(t, query, None)
         w += query

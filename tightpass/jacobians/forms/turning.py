@@ -53,12 +53,13 @@ class HeadNormAt:
             t = slice(t, t + 1)
         return self.xhat[:, t], self.r[:, t, None]
 
-    def rows(self, u: torch.Tensor, t: int, W: torch.Tensor) -> torch.Tensor:
-        """u_h·(N_t W)_h of each head by itself: u (heads, n, d_head), W (heads, d_head, d) -> (heads, n, d)."""
+    def rows(self, u: torch.Tensor, t: int | slice, W: torch.Tensor) -> torch.Tensor:
+        """u_h·(N_t W)_h of each head by itself, all rows at one token or each at its own: u (heads, n, d_head),
+        W (heads, d_head, d) -> (heads, n, d)."""
         if not self.wide:
             return self.pull(u, t) @ W
         (xhat, r), u = self._at(t), self._scaled(u)
-        shared = torch.einsum("hd,hde->e", xhat[:, 0], W)  # of all heads
+        shared = torch.einsum("htd,hde->te", xhat, W)  # of all heads
         return r * (u @ W - (u * xhat).sum(-1, keepdim=True) / self.count * shared)
 
 
@@ -79,8 +80,9 @@ class Turning:
         x = x if self.rotation is None else self.rotation.back(x, t)
         return x if self.norm is None else self.norm.pull(x, t)
 
-    def rows(self, u: torch.Tensor, t: int, W: torch.Tensor) -> torch.Tensor:
-        """u_h·(R_t N_t W)_h of each head by itself: u (heads, n, d_head), W (heads, d_head, d) -> (heads, n, d)."""
+    def rows(self, u: torch.Tensor, t: int | slice, W: torch.Tensor) -> torch.Tensor:
+        """u_h·(R_t N_t W)_h of each head by itself, all rows at one token or each at its own: u (heads, n, d_head),
+        W (heads, d_head, d) -> (heads, n, d)."""
         u = u if self.rotation is None else self.rotation.back(u, t)
         return u @ W if self.norm is None else self.norm.rows(u, t, W)
 

@@ -6,6 +6,7 @@ Every row is checked against an ordinary forward pass when a block is built.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
@@ -164,7 +165,9 @@ def family_of(config: Any, model: str | None = None) -> Family:
     kind = config.model_type
     if kind in FAMILIES:
         return FAMILIES[kind]
-    why = REFUSED.get(kind, f"is not supported yet; supported: {', '.join(sorted(FAMILIES))}")
+    near = difflib.get_close_matches(kind, FAMILIES, n=3)
+    said = f"; near it are {', '.join(near)}" if near else ""
+    why = REFUSED.get(kind, f"is not among the {len(FAMILIES)} of `tightpass models`{said}")
     raise InputError(
         f"a model of type {kind!r} {why}.\nAny module of it is to be had by its path: {by_path(config, model)}"
     )
