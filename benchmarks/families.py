@@ -26,7 +26,7 @@ from tightpass.jacobians.forms.closed import closed_form
 from tightpass.jacobians.forms.mlp import ClosedMLP
 from tightpass.structure import Panel
 
-ROWS, CHUNKS, SOME = 1024, (4, 16, 64), 64
+ROWS, CHUNKS, SOME = 1024, (16, 64, 256), 256
 COMMON = {"num_hidden_layers": 1, "vocab_size": 1000, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 SHAPES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "Llama-3-8B": (
@@ -84,10 +84,9 @@ def panels_of(form: Piece, room: torch.Tensor) -> Iterator[Panel]:
 
 
 def room_for(block) -> torch.Tensor:
-    """Memory for as many blocks as there are tokens, touched: the system hands out pages at the speed of a few GB/s."""
-    return block.x.new_zeros(
-        max(block.tokens, PANEL_ELEMENTS // block.x.shape[1] ** 2), block.x.shape[1], block.x.shape[1]
-    )
+    """Memory for a panel, touched: the system hands out pages at the speed of a few GB/s."""
+    d, heads = block.x.shape[1], block.model.shape.widest.heads
+    return block.x.new_zeros(max(block.tokens, heads, PANEL_ELEMENTS // d**2), d, d)
 
 
 def drawn_rows(block) -> torch.Tensor:
@@ -129,6 +128,7 @@ def bare_products(block):
 def case(name: str, kind: str, rounds: int) -> dict[str, Any]:
     block = make_block(name, kind)
     which, N = drawn_rows(block), block.x.numel()
+    rows_by_vjp(block, which[:SOME], min(CHUNKS))
     sweep = {chunk: seconds(lambda c=chunk: rows_by_vjp(block, which[:SOME], c)) for chunk in CHUNKS}
     best = min(sweep, key=sweep.__getitem__)
     room = room_for(block)

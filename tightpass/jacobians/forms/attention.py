@@ -68,7 +68,7 @@ def cost(tokens: int, d: int, heads: int, d_head: int, causal: bool) -> Cost:
         kept=11 * weights + 10 * tokens * inner + 2 * between + mixings + heads * d * d + 5 * by_token,
         working=tokens * (3 * d + 6 * inner),
         widest=tokens * max(d, inner),
-        panel=min(blocks * d * d, max(PANEL_ELEMENTS, tokens * d * d)),
+        panel=min(blocks * d * d, max(PANEL_ELEMENTS, tokens * d * d, heads * d * d)),
         writing=3 * heads * min(tokens, d_head) * d + heads * tokens * d,  # the query's term, and the keys of a row
         norm=2 * heads * d * d + 8 * by_token + min(tokens, 2 * mixed_at_once(d * d)) * d * d,
     )
@@ -222,9 +222,9 @@ class ClosedAttention(Piece):
             yield Panel(tuple(t for t, _ in places), tuple(s for _, s in places), blocks)
 
     def groups(self, rows: range) -> Iterator[tuple[range, list[int]]]:
-        """As many output tokens at once as fill a panel, or as have no more blocks than the last of all; and where in a panel each
-        one's blocks begin."""
-        start, room = rows.start, max(self.tokens, PANEL_ELEMENTS // (self.d_out * self.d_in))
+        """As many output tokens at once as fill a panel, or as have no more blocks than the last of all, or than P, which is read
+        for each panel; and where in a panel each one's blocks begin."""
+        start, room = rows.start, max(self.tokens, self.count, PANEL_ELEMENTS // (self.d_out * self.d_in))
         while start < rows.stop:
             stop, first, count = start, [], 0
             while stop < rows.stop and count + self._columns(stop) <= room:
