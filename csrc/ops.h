@@ -198,6 +198,17 @@ void run(const SturmCounts&, int threads);
 namespace cuda {
 bool built();
 using Stream = void*;  // a cudaStream_t
+// Makes a GPU the current one of this thread while it lives: that of the operands, for every call below.
+class OnDevice {
+ public:
+  explicit OnDevice(int device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+};
 template <class T> void run(const AttentionBlocks<T>&, Stream);
 template <class T> void run(const GatherRows<T>&, Stream);
 template <class T> void run(const BulgeChase<T>&, Stream);

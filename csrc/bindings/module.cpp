@@ -117,9 +117,10 @@ void add_cpu(py::module_& module, const std::string& name, Op (*convert)(const p
 template <class Op>
 void add(py::module_& module, const std::string& name, Op (*convert)(const py::dict&)) {
   add_cpu(module, name, convert);
-  module.def(("cuda_" + name).c_str(), [convert](const py::dict& given, std::uintptr_t stream) {
+  module.def(("cuda_" + name).c_str(), [convert](const py::dict& given, std::uintptr_t stream, int device) {
     const Op op = convert(given);
     const py::gil_scoped_release released;
+    const cuda::OnDevice current(device);
     cuda::run(op, reinterpret_cast<cuda::Stream>(stream));
   });
 }

@@ -113,9 +113,11 @@ __global__ void __launch_bounds__(kChasers) bulge_kernel(const BulgeChase<T> op,
       }
       __syncthreads();
       task(op, i, k, shared);
-      __threadfence();
       __syncthreads();
-      if (threadIdx.x == 0) *static_cast<volatile int*>(progress + i) = k + 1 < tasks ? int(k + 1) : kDone;
+      if (threadIdx.x == 0) {
+        __threadfence();  // after the barrier, so that it speaks for what all threads wrote
+        *static_cast<volatile int*>(progress + i) = k + 1 < tasks ? int(k + 1) : kDone;
+      }
     }
   }
 }
@@ -129,12 +131,11 @@ void run(const BulgeChase<T>& op, Stream stream) {
   const cudaStream_t queue = stream_of(stream);
   const std::size_t bytes = sizeof(int) * (std::size_t(op.n) + 1);
   const Scratch scratch(bytes, queue);
-  if (cudaMemsetAsync(scratch.as<int>(), 0, bytes, queue) != cudaSuccess)
-    throw Error("bulge_chase: cannot clear scratch");
+  require(cudaMemsetAsync(scratch.as<int>(), 0, bytes, queue), "bulge_chase: cannot clear scratch");
   int device = 0, processors = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    throw Error("bulge_chase: the GPU does not say how many processors it has");
+  require(cudaGetDevice(&device), "bulge_chase: no GPU is current");
+  require(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+          "bulge_chase: the GPU does not say how many processors it has");
   bulge_kernel<T><<<unsigned(4 * processors), kChasers, 0, queue>>>(op, scratch.as<int>() + 1, scratch.as<int>());
   check_launch("bulge_chase");
 }

@@ -13,12 +13,18 @@ constexpr Index kGridMax = 65535;  // of a grid's second and third axis
 
 inline cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
+// Throws for a failed request, and takes the runtime's memory of it away: the next call's check would take it for its own.
+inline void require(cudaError_t status, const char* otherwise) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw Error(std::string(otherwise) + ": " + cudaGetErrorString(status));
+}
+
 // Scratch memory that lives on a stream: it is returned there once what was queued before is done.
 class Scratch {
  public:
   Scratch(std::size_t bytes, cudaStream_t stream) : stream_(stream) {
-    if (cudaMallocAsync(&data_, bytes, stream) != cudaSuccess)
-      throw Error("no memory for a kernel's scratch on the GPU");
+    require(cudaMallocAsync(&data_, bytes, stream), "no memory for a kernel's scratch on the GPU");
   }
   ~Scratch() { cudaFreeAsync(data_, stream_); }
   Scratch(const Scratch&) = delete;

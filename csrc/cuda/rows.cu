@@ -39,6 +39,4 @@ void run(const GatherRows<T>& op, Stream stream) {
 template void run(const GatherRows<float>&, Stream);
 template void run(const GatherRows<double>&, Stream);
 
-bool built() { return true; }
-
 }  // namespace tightpass::cuda

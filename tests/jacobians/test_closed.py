@@ -296,6 +296,31 @@ def test_a_wrong_closed_form_falls_back_with_one_warning(monkeypatch):
     assert torch.allclose(J.dense(), tp.jacobian(block).dense(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "attn"])
+@pytest.mark.parametrize("off", [1e-7, 1e-2])
+def test_formulas_that_are_wrong_do_not_vouch_for_themselves(monkeypatch, kind, off):
+    """Of float64 blocks the products in more precision are of the same formulas: they would find the form nearer."""
+    block = blocks("bert", kind)
+    right = getattr(closed, {"mlp": "_mlp", "attn": "_attention"}[kind])
+    monkeypatch.setattr(closed, right.__name__, lambda block: Scaled(right(block), 1 + off))
+    monkeypatch.setattr(closed, "is_nearer", lambda form, block: True)
+    with pytest.warns(UserWarning, match="automatic differentiation is used"):
+        assert closed.tried(block) == (None, True)
+
+
+class Scaled:
+    """A form's products, off by a factor."""
+
+    def __init__(self, form, factor):
+        self.form, self.factor = form, factor
+
+    def push(self, tangents):
+        return self.factor * self.form.push(tangents)
+
+    def pull(self, cotangents):
+        return self.factor * self.form.pull(cotangents)
+
+
 def test_products_in_parts(monkeypatch):
     """Few columns at once, and few of them over the tokens, change nothing."""
     block = blocks("opt", "attn")

@@ -12,7 +12,7 @@ from torch import nn
 import tightpass as tp
 from tightpass.errors import VerificationError
 from tightpass.jacobians.derivative import check_by_formulas
-from tightpass.jacobians.perturbed import rounding
+from tightpass.jacobians.perturbing import rounding
 from tightpass.jacobians.twice.block import twice
 from tightpass.models.blocks import check_by_differences
 from tightpass.models.differences import direction

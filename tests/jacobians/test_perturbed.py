@@ -13,7 +13,8 @@ from oracles.fuzz_cases import Case
 from torch import nn
 
 import tightpass as tp
-from tightpass.jacobians.perturbed import Perturbing, moved, rounding
+from tightpass.jacobians.perturbed import moved
+from tightpass.jacobians.perturbing import Perturbing, rounding
 
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23}
 

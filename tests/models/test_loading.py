@@ -268,7 +268,9 @@ def test_a_directory_that_is_not_there_is_said(tmp_path, monkeypatch):
 def test_a_directory_without_weights_is_said(tmp_path, memory, small_opt):
     small_opt.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(tp.InputError, match=r"a configuration and no weights \(model.safetensors or .*--weights random"):
+    with pytest.raises(
+        tp.InputError, match=r"a configuration and no weights \(model.safetensors or .*--weights random"
+    ):
         tp.load_model(tmp_path, memory=memory)
     assert tp.load_model(tmp_path, weights="random").weights == "random (seed 0)"
 

@@ -19,9 +19,10 @@ from tightpass.confidence import ASSUMED, CALIBRATED, CERTAIN, PROBED, ROUNDING
 from tightpass.jacobians.autodiff import Linearisation
 from tightpass.jacobians.forms.base import Cost
 from tightpass.jacobians.operator import Jacobian
-from tightpass.jacobians.perturbed import DRAWS, moved
 from tightpass.jacobians.perturbed import frobenius as frobenius_of
+from tightpass.jacobians.perturbed import moved
 from tightpass.jacobians.perturbed import work_of as work_of_perturbing
+from tightpass.jacobians.perturbing import DRAWS
 from tightpass.jacobians.twice.block import Twice, TwiceCost
 from tightpass.jacobians.twice.pair import Pair, of
 from tightpass.kernels.products import block_product

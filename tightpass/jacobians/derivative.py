@@ -14,7 +14,7 @@ import torch
 
 from tightpass.confidence import ROUNDINGS
 from tightpass.errors import VerificationError
-from tightpass.jacobians.perturbed import rounding
+from tightpass.jacobians.perturbing import rounding
 from tightpass.jacobians.twice.block import Twice, twice
 from tightpass.jacobians.twice.pair import of
 from tightpass.models.blocks import Block, check_by_differences

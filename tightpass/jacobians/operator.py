@@ -24,7 +24,7 @@ from tightpass.jacobians.forms.base import Cost, Form, in_parts
 from tightpass.jacobians.forms.closed import cost_of as cost_of_closed
 from tightpass.jacobians.forms.closed import tried
 from tightpass.jacobians.otherwise import hides, otherwise
-from tightpass.jacobians.perturbed import rounding
+from tightpass.jacobians.perturbing import rounding
 from tightpass.jacobians.precision import check_precision_settings
 from tightpass.jacobians.probe import check_structure
 from tightpass.kernels.forks import check_threads

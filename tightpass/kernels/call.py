@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from array_api_compat import array_namespace
 
 from tightpass.arrays import DTYPES, kind, placement
 from tightpass.errors import InputError, InstallationError
 from tightpass.kernels import native
 from tightpass.kernels.forks import check_threads
-from tightpass.kernels.streams import current_stream, on_device, wait_for
+from tightpass.kernels.streams import current_stream, device_number, on_device, wait_for
 
 Array = Any
 CORES = os.cpu_count() or 1
@@ -126,10 +127,13 @@ class Call:
             return False
         if on_gpu:
             with on_device(self.first):
-                queue = current_stream(self.first) if stream is None else stream
-                compiled(self.given, queue)
-                if queue != current_stream(self.first):  # the indices made here belong to the library's own stream
-                    wait_for(queue, self.first)
+                own = current_stream(self.first)
+                queue = own if stream is None else stream
+                if queue != own:
+                    wait_for(own, self.first)  # which brings the indices made here
+                compiled(self.given, queue, device_number(self.first))
+                if queue != own:
+                    wait_for(queue, self.first)  # before they go
         else:
             compiled(self.given, self.threads(threads))
         return True
@@ -159,9 +163,7 @@ def as_kind_of(values: np.ndarray, like: Array) -> Array:
         return torch.from_numpy(values).to(like.device)
     if isinstance(like, np.ndarray):
         return values
-    import cupy
-
-    return cupy.asarray(values)
+    return array_namespace(like).asarray(values, device=like.device)  # not on the device that happens to be current
 
 
 def as_numpy(values: Any) -> np.ndarray:

@@ -14,6 +14,11 @@ def on_device(array: Array) -> Any:
     return torch.cuda.device(array.device) if isinstance(array, torch.Tensor) else array.device
 
 
+def device_number(array: Array) -> int:
+    """Of the GPU that an array lies on."""
+    return int(array.device.index if isinstance(array, torch.Tensor) else array.device.id)
+
+
 def current_stream(array: Array) -> int:
     """Address of the stream that the array's library works on now."""
     if isinstance(array, torch.Tensor):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tightpass import doors
-from tightpass.arrays import all_finite, beside, dtype_name, is_cupy, on_host, squared_norm, to_cupy
+from tightpass.arrays import all_finite, beside, dtype_name, is_cupy, on_host, squared_norm
 from tightpass.confidence import CERTAIN
 from tightpass.errors import InputError, VerificationError
 from tightpass.kernels import native
@@ -156,7 +156,7 @@ def svdvals(A: Matrix, overwrite: bool = False) -> Matrix:
     A, overwrite = check_matrix(A), doors.flag("overwrite", overwrite)
     if isinstance(A, torch.Tensor):
         A = A.detach().resolve_neg()
-    own = to_cupy(A) if isinstance(A, torch.Tensor) and A.is_cuda else A
+    own = device.shared(A) if isinstance(A, torch.Tensor) and A.is_cuda else A
     try:
         if is_cupy(own):
             answer = device.or_on_host(verified, own)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import numpy as np
+
+from tightpass.arrays import on_host, to_cupy
 
 Array = Any
 Result = TypeVar("Result")
@@ -32,10 +37,23 @@ def fastest(key: tuple[Any, ...], candidates: list[tuple[str, Callable[[Any], An
                 start = time.perf_counter()
                 run(argument)
                 seconds[name] = time.perf_counter() - start
-            except (ArithmeticError, RuntimeError, MemoryError) as error:  # it cannot do this size: no candidate
+            except (
+                ArithmeticError,
+                RuntimeError,
+                MemoryError,
+                np.linalg.LinAlgError,
+            ) as error:  # it cannot do this size: no candidate
                 print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
         CHOICES[key] = min(seconds, key=lambda name: seconds[name]) if seconds else candidates[0][0]
     return CHOICES[key]
+
+
+def shared(tensor: Array) -> Array:
+    """A CUDA tensor as CuPy's, sharing its memory; where CuPy is not installed a copy on the host, and one line says so."""
+    if importlib.util.find_spec("cupy") is None:
+        print("CuPy is not installed (extra cuda), so the SVD is done on the host", file=sys.stderr)
+        return on_host(tensor)
+    return to_cupy(tensor)
 
 
 def cusolver(A: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tightpass.arrays import dtype_name, is_torch, on_host, squared_norm, to_cupy
+from tightpass.arrays import dtype_name, is_torch, on_host, squared_norm
 from tightpass.confidence import tolerance
 from tightpass.errors import VerificationError
 from tightpass.kernels import native
@@ -21,6 +21,7 @@ from tightpass.spectra.batched import Factors, block_answers, largest
 from tightpass.spectra.batched import work_of as work_of_blocks
 from tightpass.spectra.choose import Route, choose, dense_bytes, gram_bytes
 from tightpass.spectra.dense import BASIC, Answer, against_reference, by_two_stage, rounded, verified
+from tightpass.spectra.device import shared
 from tightpass.spectra.gram import gram_values
 from tightpass.spectra.leading.krylov import svds
 from tightpass.spectra.leading.krylov import work_of as work_of_svds
@@ -211,7 +212,7 @@ def assemble(source: Source) -> Any:
             J[t, :, s] = block
     assert J is not None
     whole = J.reshape(source.shape)
-    return to_cupy(whole) if is_torch(whole) and whole.is_cuda else on_host(whole)
+    return shared(whole) if is_torch(whole) and whole.is_cuda else on_host(whole)
 
 
 def leading(source: Source, exact: Values, k: int) -> Triplets:

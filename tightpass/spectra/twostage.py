@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 from scipy.special import gammaincinv
 
@@ -133,7 +134,7 @@ def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any
     if not np.isfinite(largest):
         return np.zeros(n), np.zeros(n - 1), None, {"largest": largest, "scale": 1.0}
     rows, few = n + 2 * b, max(1, 2**24 // n)
-    A = A if in_place else A * 1.0
+    A = A if in_place else _rows_of(A)
     if scale != 1.0:
         A /= scale
     right = beside(np.zeros((rows, PROBES)), A)
@@ -154,6 +155,13 @@ def _by_library(A: Matrix, Z: NDArray[Any], b: int, in_place: bool) -> tuple[Any
     norms = [float(np.linalg.norm(array)) for array in (image - turned_left, *before, turned_left, turned_right)]
     names = ("misfit", "left_before", "right_before", "left_after", "right_after")
     return d, e, None, {"largest": largest, "scale": scale, "energy": energy, **dict(zip(names, norms, strict=True))}
+
+
+def _rows_of(A: Matrix) -> Matrix:
+    """A copy with contiguous rows; one that a library's arithmetic makes has the order of its argument."""
+    copy = array_namespace(A).empty(A.shape, dtype=A.dtype, device=A.device)
+    copy[...] = A
+    return copy
 
 
 def bidiagonal_values(B: Bidiagonal, threads: int | None = None) -> Values:

@@ -25,7 +25,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Piece
+from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Piece, room
 from tightpass.jacobians.forms.heads import PLAIN, Heads, Scores, softmax_beside
 from tightpass.jacobians.forms.norm import NormAt
 from tightpass.jacobians.forms.products import through
@@ -133,7 +133,8 @@ class ClosedAttention(Piece):
     @cached_property
     def _P(self) -> torch.Tensor:
         """(H, d_out, d_in) Wo_h·Wv_h."""
-        return self.heads.Wo.transpose(0, 1) @ self.heads.Wv
+        out = room((self.count, self.d_out, self.d_in), self.heads.Wo)
+        return torch.matmul(self.heads.Wo.transpose(0, 1), self.heads.Wv, out=out)
 
     def _through_output(self, at: torch.Tensor) -> torch.Tensor:
         """Wo_h on (H, n, d_head): (d_out, H, n)."""
@@ -199,7 +200,7 @@ class ClosedAttention(Piece):
         return out
 
     def row(self, t: int, left: torch.Tensor | None = None) -> torch.Tensor:
-        out = self.heads.Wo.new_empty(self._columns(t), self.d_out if left is None else len(left), self.d_in)
+        out = room((self._columns(t), self.d_out if left is None else len(left), self.d_in), self.heads.Wo)
         form = self if left is None else self._behind(left)
         form.write(range(t, t + 1), out, [0])
         if left is not None and self.residual:
@@ -218,16 +219,16 @@ class ClosedAttention(Piece):
     def panels(self, rows: range) -> Iterator[Panel]:
         for some, first in self.groups(rows):
             places = [(t, s) for t in some for s in range(self._columns(t))]
-            blocks = self.write(some, self.heads.Wo.new_empty(len(places), self.d_out, self.d_in), first)
+            blocks = self.write(some, room((len(places), self.d_out, self.d_in), self.heads.Wo), first)
             yield Panel(tuple(t for t, _ in places), tuple(s for _, s in places), blocks)
 
     def groups(self, rows: range) -> Iterator[tuple[range, list[int]]]:
         """As many output tokens at once as fill a panel, or as have no more blocks than the last of all, or than P, which is read
         for each panel; and where in a panel each one's blocks begin."""
-        start, room = rows.start, max(self.tokens, self.count, PANEL_ELEMENTS // (self.d_out * self.d_in))
+        start, most = rows.start, max(self.tokens, self.count, PANEL_ELEMENTS // (self.d_out * self.d_in))
         while start < rows.stop:
             stop, first, count = start, [], 0
-            while stop < rows.stop and count + self._columns(stop) <= room:
+            while stop < rows.stop and count + self._columns(stop) <= most:
                 first.append(count)
                 count += self._columns(stop)
                 stop += 1
@@ -275,7 +276,7 @@ class ClosedAttention(Piece):
             return
         for i, (t, n) in enumerate(zip(rows, counts, strict=True)):
             place = out[i, :n] if first is None else out[first[i] : first[i] + n]
-            place.copy_(self._write_rows(range(t, t + 1), out.new_empty(place.shape)))
+            place.copy_(self._write_rows(range(t, t + 1), room(place.shape, out)))
 
     def _write_rows(self, rows: range, blocks: torch.Tensor) -> torch.Tensor:
         """The blocks (n, d_out, d_in) of some output tokens, in products: of all their weights with P, which is large, and of the
@@ -294,7 +295,7 @@ class ClosedAttention(Piece):
         """What the weights of output token t move, onto its blocks (n, d_out, d_in), which have what they carry; through the norm
         a block is r_s·(w − (w·x̂_s) ⊗ x̂_s / d)."""
         n = len(blocks)
-        query = blocks.new_empty(self.d_out, self.d_in)
+        query = room((self.d_out, self.d_in), blocks)
         through = None if self.norm is None else blocks.new_empty(self.d_out)
         self._query_term(t, query, through)
         updates = (self.a[:, t, :n] * self._centred_values(t, n)).permute(2, 0, 1)  # (n, d_out, H)
@@ -570,7 +571,7 @@ class ClosedAttention(Piece):
         return e - self.norm.squared_shrink().double()[:n] * z.square().sum(0), 3 * terms
 
     def _row_energies(self, t: int) -> torch.Tensor:
-        row = self.a.new_empty(self._columns(t), self.d_out, self.d_in)
+        row = room((self._columns(t), self.d_out, self.d_in), self.a)
         out = torch.zeros(self.tokens, dtype=torch.float64, device=row.device)
         out[: len(row)] = self.write(range(t, t + 1), row, [0]).double().square().sum((1, 2))
         return out

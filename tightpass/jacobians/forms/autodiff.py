@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tightpass.jacobians.autodiff import ARENA_BYTES, Linearisation, chunk_size
-from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Form, groups, panel_of
+from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Form, groups, panel_of, room
 from tightpass.models.blocks import depth_of, width_of
 from tightpass.models.shape import Shape
 from tightpass.structure import BlockDiagonal, Panel, Structure
@@ -124,7 +124,7 @@ class Autodiff(Form):
     def _diagonal(self, part: Linearisation) -> torch.Tensor:
         """Blocks (t, t) of a group of tokens: cotangent i is the unit i at every token at once."""
         count = part.x.shape[0]
-        out = part.x.new_empty(count, self.d_out, self.d_in)
+        out = room((count, self.d_out, self.d_in), part.x)
         for start in range(0, self.d_out, part.columns):
             rows = slice(start, min(start + part.columns, self.d_out))
             units = part.x.new_zeros(rows.stop - rows.start, 1, self.d_out)
@@ -136,7 +136,7 @@ class Autodiff(Form):
     def _row(self, t: int) -> Panel:
         columns = self.structure.row(t, self.tokens_in)
         x, step = self.whole.x, self.whole.columns
-        out = x.new_empty(self.d_out, self.tokens_in, self.d_in)
+        out = room((self.d_out, self.tokens_in, self.d_in), x)
         for start in range(0, self.d_out, step):
             rows = range(start, min(start + step, self.d_out))
             units = x.new_zeros(len(rows), self.tokens_out, self.d_out)

@@ -19,6 +19,7 @@ from tightpass.jacobians.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
 from tightpass.jacobians.forms.mlp import cost as mlp_cost
 from tightpass.jacobians.forms.norm import ClosedNorm, NormAt, norm_at
 from tightpass.jacobians.forms.turning import Turning, normed_at, turning
+from tightpass.jacobians.perturbing import rounding
 from tightpass.jacobians.probe import explained, ratio
 from tightpass.jacobians.twice.block import twice
 from tightpass.jacobians.twice.pair import of
@@ -43,6 +44,8 @@ from tightpass.models.shape import Shape
 
 DOUBTFUL = 0.1
 """Relative difference from autodiff up to which rounding may be the reason; formulas that are wrong differ by more."""
+MOVED = 10.0
+"""Times as far as eight perturbed computations on the average, autodiff's own rounding may be off."""
 AGREED = 1e-6
 """Relative difference in float64 up to which formulas in doubt in float32 are those of the function."""
 
@@ -56,13 +59,13 @@ def tried(block: Block) -> tuple[Piece | None, bool]:
     """Likewise, and whether formulas were rejected: then nothing else that is made of them is to be believed.
 
     The form is compared with autodiff in one direction at x. Where they differ by what rounding may still be, as where softmax
-    saturates, the one that is nearer to products in twice float64's precision is right, if the same formulas agree with autodiff in
-    float64; else there is one warning, and None.
+    saturates, the one that is nearer to products in twice float64's precision is right, if rounding is the reason: those products
+    are of the same formulas. Else there is one warning, and None.
     """
     if not block.has_formulas or (form := _made(block)) is None:
         return None, False
     error, allowed = disagreement(form, block)
-    if error <= allowed or (error <= DOUBTFUL and _agrees_in_float64(block) and is_nearer(form, block)):
+    if error <= allowed or (error <= DOUBTFUL and _is_rounding(form, block) and is_nearer(form, block)):
         return form, False
     warnings.warn(
         f"{block.name}: the closed form differs from automatic differentiation by {error:.1e} "
@@ -81,13 +84,20 @@ def _made(block: Block) -> Piece | None:
             return None
 
 
-def _agrees_in_float64(block: Block) -> bool:
-    """Whether the formulas of a float32 block are those of its function, in more precision."""
+def _is_rounding(form: Piece, block: Block) -> bool:
+    """Whether it can be rounding alone that a form and autodiff differ by, without a word from the formulas in more precision
+    than float64: those of a float32 block agree with its function in float64; autodiff of a float64 block moves by as much
+    when each of its operations is perturbed."""
     if block.x.dtype == torch.float64:
-        return True
+        _, w, _ = random_directions(block)
+        with torch.no_grad():
+            mine = form.pull(w[None])[0]
+        pulled = torch.func.vjp(_held(block), block.x)[1](w)[0]
+        moved = rounding(lambda: torch.func.vjp(_held(block), block.x)[1](w)[0])
+        return float((mine - pulled).norm()) <= MOVED * moved
     wide = block.in_precision(torch.float64)
-    form = _made(wide)
-    return form is not None and disagreement(form, wide)[0] <= AGREED
+    formulas = _made(wide)
+    return formulas is not None and disagreement(formulas, wide)[0] <= AGREED
 
 
 def cost_of(kind: str, tokens: int, shape: Shape) -> Cost:

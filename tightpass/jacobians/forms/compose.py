@@ -7,14 +7,16 @@ takes that into its output matrix, and only what comes before that is pulled thr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
+from itertools import groupby
 
 import torch
 
 from tightpass.jacobians.forms.base import Cost, Piece, in_parts
 from tightpass.jacobians.forms.norm import sum_of
-from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
+from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Panel, Structure
 
 BETWEEN = 2
 """Times as many columns between pieces as pass through one of them at once."""
@@ -130,6 +132,19 @@ class Chain(_Composed):
             last = before.pop()
             rows = last.row(t, rows[0])
         return self._pulled(before, self._spread(rows, t)) if before else rows
+
+    def panels(self, rows: range) -> Iterator[Panel]:
+        *before, last = self.pieces
+        if len(before) != 1 or not last.entrywise:
+            yield from super().panels(rows)
+            return
+        for panel in before[0].panels(rows):
+            start = 0
+            for t, some in groupby(panel.rows):
+                stop = start + len(list(some))
+                last.after(t, panel.blocks[start:stop])
+                start = stop
+            yield panel
 
     def _spread(self, rows: torch.Tensor, t: int) -> torch.Tensor:
         """Zeros for the tokens that only earlier pieces read."""

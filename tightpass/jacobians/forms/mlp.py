@@ -13,7 +13,7 @@ from functools import cached_property
 
 import torch
 
-from tightpass.jacobians.forms.base import Cost, Piece, groups, in_parts, panel_of
+from tightpass.jacobians.forms.base import Cost, Piece, groups, in_parts, panel_of, room
 from tightpass.jacobians.forms.norm import NormAt, sum_of
 from tightpass.jacobians.forms.products import through
 from tightpass.kernels.rows import gather_rows
@@ -109,7 +109,7 @@ class ClosedMLP(Piece):
     def _columns(self, index: torch.Tensor, threads: int | None = None) -> torch.Tensor:
         if len(index) == self.down.shape[1]:
             return self._down_rows
-        out = self.down.new_empty(len(index), self.d_out)
+        out = room((len(index), self.d_out), self.down)
         return gather_rows(self._down_rows, index, None, out, threads=threads)  # type: ignore[no-any-return]
 
     def _rows(self, t: int, index: torch.Tensor, threads: int | None = None) -> torch.Tensor:
@@ -117,7 +117,7 @@ class ClosedMLP(Piece):
         norm = None if self.norm is None else self.norm.pair
         parts = []
         for branch in self.branches:
-            rows = self.down.new_empty(len(index), self.d_in)
+            rows = room((len(index), self.d_in), self.down)
             parts.append(gather_rows(branch.weight, index, branch.slope[t][index], rows, token, norm, threads=threads))
         return sum_of(parts)
 
@@ -136,7 +136,7 @@ class ClosedMLP(Piece):
     def blocks(self, tokens: range, out: torch.Tensor | None = None) -> torch.Tensor:
         """Blocks (t, t) of some tokens, (len(tokens), d_out, d_in)."""
         if out is None:
-            out = self.down.new_empty(len(tokens), self.d_out, self.d_in)
+            out = room((len(tokens), self.d_out, self.d_in), self.down)
         for t, block in zip(tokens, out, strict=True):
             C, B = self.factors(t)
             torch.mm(C.T, B, out=block)

@@ -18,6 +18,9 @@ from tightpass.models.formulas import NoFormulasError
 from tightpass.models.norms import kind_of
 from tightpass.structure import BlockDiagonal, Panel
 
+ROWS = 64
+"""Of each block that are scaled at once."""
+
 
 @dataclass(frozen=True)
 class NormAt:
@@ -125,13 +128,16 @@ class ClosedNorm(Piece):
         return torch.addr(rows, rows @ xhat, xhat, alpha=-1 / self.d_in).mul_(r)[None]
 
     def after(self, t: int, blocks: torch.Tensor) -> torch.Tensor:
-        """By the entries of the blocks, and never as a matrix."""
+        """By the entries of the blocks, in their place, and never as a matrix."""
         xhat, r = self.at.xhat[t], self.at.r[t]
         if self.at.centred:
-            blocks = blocks - blocks.mean(1, keepdim=True)
+            blocks -= blocks.mean(1, keepdim=True)
         inner = (xhat @ blocks)[:, None] / self.d_in
-        out = torch.addcmul(blocks, xhat[:, None], inner, value=-1)
-        return out.mul_(r if self.at.gamma is None else r * self.at.gamma[:, None])
+        scale = r.expand(self.d_in) if self.at.gamma is None else r * self.at.gamma
+        for start in range(0, self.d_in, ROWS):  # they stay in the cache between the two steps
+            some = slice(start, start + ROWS)
+            blocks[:, some].addcmul_(xhat[some, None], inner, value=-1).mul_(scale[some, None])
+        return blocks
 
     def panels(self, rows: range) -> Iterator[Panel]:
         """Groups of tokens."""
