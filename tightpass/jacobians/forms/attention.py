@@ -295,21 +295,19 @@ class ClosedAttention(Piece):
         """What the weights of output token t move, onto its blocks (n, d_out, d_in), which have what they carry; through the norm
         a block is r_s·(w − (w·x̂_s) ⊗ x̂_s / d)."""
         n = len(blocks)
-        query = room((self.d_out, self.d_in), blocks)
-        through = None if self.norm is None else blocks.new_empty(self.d_out)
-        self._query_term(t, query, through)
+        left, right = self._query_factors(t)
         updates = (self.a[:, t, :n] * self._centred_values(t, n)).permute(2, 0, 1)  # (n, d_out, H)
         keys = self._through_key(t, slice(n)).transpose(0, 1)  # (n, H, d_in)
-        if self.norm is not None and through is not None:
+        if self.norm is not None:
             xhat, r = self.norm.xhat[:n], self.norm.r[:n]
             share = torch.einsum("hn,ohn->no", self.a[:, t, :n], self._PX[:, :, :n])
             share += (updates @ (keys @ xhat[..., None]))[..., 0]
-            share[t] += through
+            share[t] += left @ (right @ xhat[t])
             updates = r[:, None, None] * torch.cat([updates, -share[..., None] / self.d_in], -1)
             keys = torch.cat([keys, xhat[:, None]], 1)
-            query *= r[t]
+            left = r[t] * left
         blocks.baddbmm_(updates, keys)
-        blocks[t] += query
+        blocks[t].addmm_(left, right)
 
     def _through_key(self, t: int, tokens: slice) -> torch.Tensor:
         """(H, n, d_in) scale·q_t·R_s·N_s·Wk_h of some input tokens s, times the bend of their scores."""
@@ -321,21 +319,24 @@ class ClosedAttention(Piece):
         return turn.rows(at.expand(-1, len(range(self.tokens)[tokens]), -1), tokens, self.heads.Wk)
 
     def _query_term(self, t: int, out: torch.Tensor, through: torch.Tensor | None) -> None:
-        """Q_t (d_out, d_in) into `out`, and Q_t·x̂_t into `through`: by tokens while they are fewer than
-        d_head, else by d_head × d_head matrices a head."""
-        n, H = self._columns(t), self.count
-        if n < self.d_head:
-            left = self.a[:, t, :n] * self._centred_values(t, n)  # (d_out, H, n)
-            keys = self._relative(self._keys_through_query(t, n), t)
-            left, right = left.reshape(self.d_out, H * n), keys.reshape(H * n, self.d_in)
-        else:
-            left = (self.heads.Wo.transpose(0, 1) @ self._mixing(t)).transpose(0, 1).reshape(self.d_out, -1)
-            Wq, turn = self.heads.Wq, self.heads.turn_q
-            right = (Wq if turn is None else turn.turn(Wq.mT, t).mT).reshape(-1, self.d_in)
+        """Q_t (d_out, d_in) into `out`, and Q_t·x̂_t into `through`."""
+        left, right = self._query_factors(t)
         torch.mm(left, right, out=out)
         if through is not None:
             assert self.norm is not None
             torch.mv(left, right @ self.norm.xhat[t], out=through)
+
+    def _query_factors(self, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two factors of Q_t, (d_out, ·) and (·, d_in): by tokens while they are fewer than d_head, else by d_head × d_head
+        matrices a head."""
+        n, H = self._columns(t), self.count
+        if n < self.d_head:
+            left = self.a[:, t, :n] * self._centred_values(t, n)  # (d_out, H, n)
+            keys = self._relative(self._keys_through_query(t, n), t)
+            return left.reshape(self.d_out, H * n), keys.reshape(H * n, self.d_in)
+        left = (self.heads.Wo.transpose(0, 1) @ self._mixing(t)).transpose(0, 1).reshape(self.d_out, -1)
+        Wq, turn = self.heads.Wq, self.heads.turn_q
+        return left, (Wq if turn is None else turn.turn(Wq.mT, t).mT).reshape(-1, self.d_in)
 
     def _keys_through_query(self, t: int, n: int) -> torch.Tensor:
         """(H, n, d_in) scale·k_u·R_t·N_t·Wq_h of the first n tokens u, times the bend of their scores."""

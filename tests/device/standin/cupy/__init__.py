@@ -139,7 +139,7 @@ class ndarray:  # noqa: N801 - CuPy's name
         return ndarray(found, self.device)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if not isinstance(value, ndarray | SCALARS):
+        if not isinstance(value, (ndarray, *SCALARS)):
             raise TypeError(f"Unsupported type {type(value)}")
         _check_devices((self, value))
         target = self._a[_key(key)]
@@ -204,7 +204,7 @@ def _binary(name: str) -> Any:
     def method(self: ndarray, other: Any) -> Any:
         if isinstance(other, np.ndarray):
             raise TypeError(f"Unsupported type {type(other)}")
-        if not isinstance(other, ndarray | SCALARS):
+        if not isinstance(other, (ndarray, *SCALARS)):
             return NotImplemented
         return _launch(getattr(np.ndarray, name), (self, other), {})
 
@@ -213,7 +213,7 @@ def _binary(name: str) -> Any:
 
 def _in_place(name: str) -> Any:
     def method(self: ndarray, other: Any) -> ndarray:
-        if not isinstance(other, ndarray | SCALARS):
+        if not isinstance(other, (ndarray, *SCALARS)):
             raise TypeError(f"Unsupported type {type(other)}")
         _check_devices((self, other))
         LOG["launch"] += 1
