@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from common import interleaved, save, seconds, summary
+from common import interleaved, save, seconds
 from torch.func import vjp, vmap
 from transformers import AutoConfig, AutoModel
 
@@ -26,7 +26,7 @@ from tightpass.jacobians.forms.closed import closed_form
 from tightpass.jacobians.forms.mlp import ClosedMLP
 from tightpass.structure import Panel
 
-ROWS, CHUNKS, SOME = 1024, (16, 64, 256), 256
+ROWS, CHUNKS, SOME = 1024, (16, 64, 256), 64
 COMMON = {"num_hidden_layers": 1, "vocab_size": 1000, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 SHAPES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "Llama-3-8B": (
@@ -128,23 +128,22 @@ def bare_products(block):
 def case(name: str, kind: str, rounds: int) -> dict[str, Any]:
     block = make_block(name, kind)
     which, N = drawn_rows(block), block.x.numel()
-    rows_by_vjp(block, which[:SOME], min(CHUNKS))
-    sweep = {chunk: seconds(lambda c=chunk: rows_by_vjp(block, which[:SOME], c)) for chunk in CHUNKS}
-    best = min(sweep, key=sweep.__getitem__)
+    rows_by_vjp(block, which[:SOME], min(CHUNKS))  # warm
+    sampled = {chunk: seconds(lambda c=chunk: rows_by_vjp(block, which, c)) for chunk in CHUNKS}
+    best = min(sampled, key=sampled.__getitem__)
     room = room_for(block)
     difference = worst(block, write_all(block, room))
     if difference > 1e-4:
         raise RuntimeError(f"{name} {kind}: ours differs from torch.func by {difference:.1e}")
     works = {"ours": lambda: write_all(block, room)} | ({"bare": bare_products(block)} if kind == "mlp" else {})
     times, _ = interleaved(works, rounds)
-    sampled = summary([seconds(lambda: rows_by_vjp(block, which, best))])
-    jacrev, ours = sampled["median"] * N / ROWS, times["ours"]["median"]
+    jacrev, ours = sampled[best] * N / ROWS, times["ours"]["median"]
     return {
         "model": name,
         "kind": kind,
         "tokens": block.tokens,
         "seconds": times,
-        "rows_seconds": sampled,
+        "rows_seconds": {str(chunk): found for chunk, found in sampled.items()},
         "chunk": best,
         "jacrev_seconds": jacrev,
         "times_faster": jacrev / ours,
