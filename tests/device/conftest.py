@@ -50,8 +50,9 @@ def second():
 
 
 @pytest.fixture(autouse=True)
-def _choices(monkeypatch):
+def _choices(monkeypatch, tmp_path):
     """No choice of drivers from another test."""
-    from tightpass.spectra import device
+    from tightpass.spectra import drivers
 
-    monkeypatch.setattr(device, "CHOICES", {})
+    monkeypatch.setattr(drivers, "CHOICES", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

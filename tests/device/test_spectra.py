@@ -5,12 +5,12 @@ from __future__ import annotations
 import cupy
 import numpy as np
 import pytest
-from tightpass.spectra.leading.sketch import rough_svds
 
 import tightpass as tp
 from tightpass.errors import InputError
-from tightpass.spectra import device
+from tightpass.spectra import device, drivers
 from tightpass.spectra.dense import by_two_stage
+from tightpass.spectra.leading.sketch import rough_svds
 from tightpass.spectra.twostage import two_stage
 
 RNG = np.random.default_rng(1)
@@ -88,7 +88,19 @@ def test_a_driver_that_does_not_converge_is_left_out(monkeypatch, capsys):
     A = drawn(40, 30)
     assert units_off(tp.svdvals(cupy.asarray(A)).get(), A) <= 4
     assert "cuSOLVER is left out: devInfo = 7" in capsys.readouterr().err
-    assert set(device.CHOICES.values()) == {"two-stage"}
+    assert set(drivers.CHOICES.values()) == {"two-stage"}
+
+
+def test_another_process_takes_the_same_driver(monkeypatch):
+    """Whatever is faster there: it is read from the file."""
+    A = cupy.asarray(drawn(40, 30))
+    tp.svdvals(A)
+    (key,) = drivers.CHOICES
+    drivers.remembered(key, "cuSOLVER")
+    monkeypatch.setattr(drivers, "CHOICES", {})
+    monkeypatch.setattr(drivers, "_timed", lambda candidates, argument: pytest.fail("timed again"))
+    tp.svdvals(A)
+    assert {key: "cuSOLVER"} == drivers.CHOICES
 
 
 def test_a_full_gpu_is_done_without(monkeypatch, capsys):

@@ -11,7 +11,7 @@ from tightpass.errors import InputError, VerificationError
 from tightpass.jacobians.written import Written
 from tightpass.kernels import native
 from tightpass.kernels.products import adjoint_product, product
-from tightpass.spectra import batched, device, exact
+from tightpass.spectra import batched, exact
 from tightpass.spectra.choose import choose, dense_bytes, gram_bytes
 from tightpass.spectra.gram import gram_values
 from tightpass.structure import Panel
@@ -125,28 +125,6 @@ def test_the_gpu_batch_by_gram_matrices_is_right_on_the_processor():
     blocks = torch.randn(5, 20, 31, generator=torch.Generator().manual_seed(2))
     sigma = torch.linalg.svdvals(blocks.double())
     assert float((batched._gram(blocks) - sigma).abs().max()) <= 1e-5
-
-
-def test_the_fastest_driver_is_timed_once_and_failing_ones_are_left_out(monkeypatch, capsys):
-    monkeypatch.setattr(device, "CHOICES", {})
-    calls = []
-
-    def slow(A):
-        calls.append("slow")
-        return sum(range(200000))
-
-    def quick(A):
-        calls.append("quick")
-
-    def broken(A):
-        raise RuntimeError("too large\nfor this driver")
-
-    candidates = [("broken", broken), ("slow", slow), ("quick", quick)]
-    for _ in range(3):
-        assert device.fastest(("gpu", "float32", 12), candidates, None) == "quick"
-    assert calls == ["slow", "slow", "quick", "quick"]
-    assert capsys.readouterr().err == "broken is left out: too large\n"
-    assert device.fastest(("gpu", "float32", 13), [("broken", broken)], None) == "broken"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

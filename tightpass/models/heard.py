@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,6 +14,7 @@ from tightpass.models.attention import Attended, overheard
 from tightpass.models.blocks import Block
 from tightpass.models.branches import bare_attention
 from tightpass.models.capture import Call, record
+from tightpass.models.families.base import OwnScores
 from tightpass.models.formulas import AttentionMaps, NoFormulasError, Turned, attention_maps, turned
 from tightpass.models.genuine import genuine
 
@@ -39,15 +43,40 @@ def attentions_of(block: Block) -> tuple[Heard, ...]:
     """Of every layer inside; none of an MLP. Raises NoFormulasError for one that is not known."""
     if block.kind == "mlp":
         return ()
-    with torch.no_grad(), overheard() as given:
+    own = block.model.family.own_scores
+    with torch.no_grad(), overheard() as given, ExitStack() as heard:
+        if own is not None:
+            for parts in block.layers:
+                heard.enter_context(_listening(parts.context, own, given))
         reads = _inputs(block)
     if len(given) != len(block.layers):
         raise NoFormulasError("the attention computes by itself")
     found = []
     for parts, calls, call, h in zip(block.layers, block.calls, given, reads, strict=True):
         maps = attention_maps(parts)
-        found.append(Heard(maps, turned(parts, maps, calls["context"].rotary, call, h), call, h))
+        tables = calls["context"].rotary if own is None else own(parts.context, len(h)).tables
+        found.append(Heard(maps, turned(parts, maps, tables, call, h), call, h))
     return tuple(found)
+
+
+@contextmanager
+def _listening(module: Any, own: Callable[[Any, int], OwnScores], given: list[Attended]) -> Iterator[None]:
+    """Inside, what an attention of the model's own hands to its `_attn` is kept, with what that does beside its mask."""
+    attend = module._attn
+
+    def heard(query: Any, key: Any, value: Any, mask: Any = None) -> Any:
+        scores, added = own(module, query.shape[-2]), None if mask is None else mask[0]
+        if scores.allowed is not None:
+            least = torch.finfo(query.dtype).min
+            added = torch.where(scores.allowed, query.new_zeros(()) if added is None else added, least)
+        given.append(Attended(query[0], key[0], value[0], added, scores.scale))
+        return attend(query, key, value, mask)
+
+    module._attn = heard
+    try:
+        yield
+    finally:
+        del module._attn
 
 
 def _inputs(block: Block) -> list[torch.Tensor]:

@@ -91,8 +91,7 @@ def _on_device(blocks: torch.Tensor) -> list[Answer]:
     candidates: list[tuple[str, Callable[[Any], Any]]] = [("svdvals", torch.linalg.svdvals)]
     if blocks.dtype == torch.float32:
         candidates.append(("gram", _gram))
-    key = (blocks.device.index, str(blocks.dtype), device.size_class(tuple(blocks.shape)), "batched")
-    best = device.fastest(key, candidates, blocks[: max(1, len(blocks) // 4)])
+    best = device.fastest_batched(blocks, candidates)
     found, whole = dict(candidates)[best](blocks).cpu().numpy(), blocks.cpu().numpy()
     return one_per_core(lambda i: _accepted(whole[i], found[i], best) or _referenced(whole[i], None), range(len(whole)))
 

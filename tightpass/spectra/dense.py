@@ -74,9 +74,11 @@ def routes(A: Matrix, threads: int | None = None, bound: Bound = svd_error) -> R
     host: Routes = [("gesdd", by_lapack(gesdd)), ("gesvd", by_lapack(gesvd))]
     if is_cupy(A):
         own: Routes = [("two-stage", by_two_stage)]
+        bare: list[Any] = [("two-stage", lambda sample: two_stage(sample)[0])]
         if max(A.shape) <= device.LIMIT_32_BIT:
             own.append(("cuSOLVER", by_lapack(device.cusolver)))
-        best = device.fastest((A.device.id, dtype_name(A.dtype), device.size_class(A.shape)), own, A)
+            bare.append(("cuSOLVER", device.cusolver))
+        best = device.fastest_dense(A, bare)
         return sorted(own, key=lambda route: route[0] != best) + host
     if native.extension is None:
         return host

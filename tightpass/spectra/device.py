@@ -1,16 +1,16 @@
-"""GPU: arrays shared without copies, drivers timed on the device at hand, and what to do when it is full."""
+"""GPU: arrays shared without copies, drivers chosen for the device at hand, and what to do when it is full."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from tightpass.arrays import on_host, to_cupy
+from tightpass.arrays import beside, dtype_name, on_host, to_cupy
+from tightpass.spectra import drivers
 
 Array = Any
 Result = TypeVar("Result")
@@ -19,33 +19,40 @@ LIMIT_32_BIT = 18_900
 
 
 def size_class(shape: tuple[int, ...]) -> int:
-    """Sizes that differ by less than a factor two share a choice of driver."""
+    """k of sizes from 2^(k − 1) up to 2^k, which share a choice of driver."""
     return int(min(shape[-2:])).bit_length()
 
 
-CHOICES: dict[tuple[Any, ...], str] = {}
-"""The fastest driver for each device, precision and size class, once timed."""
+SAMPLE = 2048
+"""Drivers are timed on Gaussian matrices up to this size."""
 
 
-def fastest(key: tuple[Any, ...], candidates: list[tuple[str, Callable[[Any], Any]]], argument: Any) -> str:
-    """The name of the candidate that runs fastest on an argument; timed once for each key, after a run to warm up."""
-    if key not in CHOICES:
-        seconds = {}
-        for name, run in candidates:
-            try:
-                run(argument)
-                start = time.perf_counter()
-                run(argument)
-                seconds[name] = time.perf_counter() - start
-            except (
-                ArithmeticError,
-                RuntimeError,
-                MemoryError,
-                np.linalg.LinAlgError,
-            ) as error:  # it cannot do this size: no candidate
-                print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
-        CHOICES[key] = min(seconds, key=lambda name: seconds[name]) if seconds else candidates[0][0]
-    return CHOICES[key]
+def fastest_dense(A: Array, candidates: Sequence[drivers.Candidate]) -> str:
+    """The driver for matrices like A (CuPy's), by a sample of about its size or of `SAMPLE`, whichever is less."""
+    name, size = _name_of_cupy(A.device.id), size_class(A.shape)
+
+    def sample() -> Array:
+        n = min(2 ** (size - 1), SAMPLE)
+        return beside(np.random.default_rng(0).standard_normal((n, n)), A)
+
+    return drivers.fastest(f"{name}, dense {dtype_name(A.dtype)} of 2^{size}", candidates, sample)
+
+
+def fastest_batched(blocks: Array, candidates: Sequence[drivers.Candidate]) -> str:
+    """The driver for blocks (k, m, n) like these (torch's)."""
+    import torch
+
+    name = torch.cuda.get_device_name(blocks.device)
+    kind = f"{name}, batched {dtype_name(blocks.dtype)} of 2^{size_class(tuple(blocks.shape))}"
+    return drivers.fastest(kind, candidates, lambda: blocks[: max(1, len(blocks) // 4)])
+
+
+def _name_of_cupy(number: int) -> str:
+    """Of a GPU, with its driver's version."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    return f"{runtime.getDeviceProperties(number)['name'].decode()}, driver {runtime.driverGetVersion()}"
 
 
 def shared(tensor: Array) -> Array:

@@ -85,6 +85,20 @@ def in_order(layers: Any, config: Any) -> Iterable[Any]:
 
 
 @dataclass(frozen=True)
+class OwnScores:
+    """What an attention that computes by itself does with T tokens' queries and keys before its softmax.
+
+    scale     of the scores
+    allowed   (1 or heads, T, T), where it looks at all; None for what its mask says
+    tables    cosines and sines (T, r) by which it turns queries and keys; None where it turns none, or is handed them
+    """
+
+    scale: float
+    allowed: Any = None
+    tables: tuple[Any, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """Where the pieces of a family's models are. What may depend on the configuration is a function of it.
 
@@ -102,6 +116,7 @@ class Family:
     closed       kinds of blocks whose pieces the formulas of this package know, in working and in twice float64's precision;
                  all others are differentiated automatically
     own_attention    whether the attention computes by itself, and takes no function of this package
+    own_scores   of one that does, through its `_attn(query, key, value, mask)`: what that does, from its module and T
     by_head      whether `query_key_value` has each head's query, key and value in a row, and not all queries first
     model_class      name of the class in transformers, where `AutoModel` finds another one or none
     tower        attribute of what is loaded that is the base model here, where it is but a part, such as an encoder
@@ -127,6 +142,7 @@ class Family:
     scale: Callable[[Any], float] = lambda config: 1.0
     closed: tuple[str, ...] = ()
     own_attention: bool = False
+    own_scores: Callable[[Any, int], OwnScores] | None = None
     by_head: bool = False
     model_class: str | None = None
     tower: str = ""

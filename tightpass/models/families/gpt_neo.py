@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.families.base import Family, OwnScores, Sites, register
+from tightpass.models.options import KINDS
 
 
 def sites(config: Any) -> Sites[str]:
@@ -22,6 +23,11 @@ def sites(config: Any) -> Sites[str]:
     )
 
 
+def scores(module: Any, tokens: int) -> OwnScores:
+    """Its triangle is a buffer, in every other layer a band of it."""
+    return OwnScores(scale=1.0, allowed=module.bias[0, :, :tokens, :tokens])
+
+
 register(
     Family(
         model_types=("gpt_neo",),
@@ -30,7 +36,8 @@ register(
         final_norm="ln_f",
         head_size="head_dim",
         causal=lambda config: True,
-        closed=("mlp",),
+        closed=KINDS,
         own_attention=True,
+        own_scores=scores,
     )
 )

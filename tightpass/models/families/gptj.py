@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tightpass.models.families.base import Family, Sites, register
+from tightpass.models.families.base import Family, OwnScores, Sites, register
+from tightpass.models.options import KINDS
 
 
 def sites(config: Any) -> Sites[str]:
@@ -22,6 +23,12 @@ def sites(config: Any) -> Sites[str]:
     )
 
 
+def scores(module: Any, tokens: int) -> OwnScores:
+    """Neighbours turn together; sines come first in its table, each angle once."""
+    sin, cos = module.embed_positions[:tokens].to(module.k_proj.weight.dtype).repeat_interleave(2, -1).chunk(2, -1)
+    return OwnScores(scale=1 / module.scale_attn, tables=(cos, sin))
+
+
 register(
     Family(
         model_types=("gptj",),
@@ -31,7 +38,8 @@ register(
         head_size="head_dim",
         causal=lambda config: True,
         parallel=lambda config: True,
-        closed=("mlp",),
+        closed=KINDS,
         own_attention=True,
+        own_scores=scores,
     )
 )

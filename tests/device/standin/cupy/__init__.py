@@ -318,7 +318,13 @@ cuda = _module(
     ExternalStream=Stream,
     get_current_stream=lambda device_id=None: Stream(),
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-    runtime=types.SimpleNamespace(getDeviceCount=lambda: DEVICES, getDevice=lambda: CURRENT[-1]),
+    runtime=types.SimpleNamespace(
+        getDeviceCount=lambda: DEVICES,
+        getDevice=lambda: CURRENT[-1],
+        getDeviceProperties=lambda number: {"name": b"Emulated"},
+        driverGetVersion=lambda: 13000,
+        CUDARuntimeError=RuntimeError,
+    ),
 )
 cuda.device = _module("cupy.cuda.device", Device=Device)  # type: ignore[attr-defined]
 _linear = {name: getattr(np.linalg, name) for name in _names(np.linalg)}
