@@ -19,6 +19,7 @@ from tightpass.models.blocks import Block
 from tightpass.rank.floor import Floor
 from tightpass.rank.spectrum import Spectrum
 from tightpass.spectra.refine import reference_values
+from tightpass.structure import Panel
 
 IDS = [5, 17, 2, 88, 41]
 TOPK = 12
@@ -26,11 +27,13 @@ TOPK = 12
 
 @dataclass(frozen=True)
 class Truth:
-    """error   ‖J − true J‖₂ of the Jacobian as it was computed
+    """written   panels of the Jacobian as it was computed
+    error   ‖J − true J‖₂ of that
     values  singular values of the true J
     """
 
     block: Block
+    written: tuple[Panel, ...]
     error: float
     values: np.ndarray
 
@@ -45,10 +48,20 @@ def truth(name: str, kind: str, dtype: str, tokens: int) -> Truth:
     head = 1 if kind == "head" else None
     block = tp.block(tp.load_model(HF_MODELS[name], dtype=dtype), kind, layer=1, head=head, token_ids=IDS[:tokens])
     true = extended.jacobian(block)
-    E = extended.error(tp.jacobian(block).dense().numpy(), true)
+    written = tuple(tp.jacobian(block).panels())
+    E = extended.error(dense(written, *block.x.shape), true)
     with mpmath.workdps(extended.DIGITS):
         rounded = true.astype(np.float64)  # half a rounding of each entry from the truth
-    return Truth(block, float(np.linalg.norm(E, 2)), reference_values(rounded).values)
+    return Truth(block, written, float(np.linalg.norm(E, 2)), reference_values(rounded).values)
+
+
+def dense(written: tuple[Panel, ...], tokens: int, d: int) -> np.ndarray:
+    """J in whole, (tokens·d, tokens·d)."""
+    J = np.zeros((tokens, d, tokens, d), written[0].blocks.numpy().dtype)
+    for panel in written:
+        for t, s, block in zip(panel.rows, panel.columns, panel.blocks, strict=True):
+            J[t, :, s] = block.numpy()
+    return J.reshape(tokens * d, tokens * d)
 
 
 ROUTES = ("exact", "lanczos", "perturbed", "topk")

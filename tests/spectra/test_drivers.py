@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from tightpass.spectra import drivers
+from tightpass.spectra.lapack import triplets
 
 ANSWER = np.zeros(1)
 
@@ -64,6 +66,19 @@ def test_a_driver_that_is_no_longer_known_is_not_taken(monkeypatch):
     drivers.remembered(key, "of long ago")
     monkeypatch.setattr(drivers, "CHOICES", {})
     assert drivers.fastest("a gpu", CANDIDATES, lambda: None) == "quick"
+
+
+def test_triplets_where_divide_and_conquer_gives_up(monkeypatch):
+    A = np.random.default_rng(0).standard_normal((7, 4))
+    right = triplets(A)
+
+    def failing(*args, **kwargs):
+        raise torch._C._LinAlgError("linalg.svd: the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", failing)
+    for U, s, Vh in (right, triplets(A)):
+        assert np.abs(U * s @ Vh - A).max() < 1e-14
+        assert (U.shape, s.shape, Vh.shape) == ((7, 4), (4,), (4, 4))
 
 
 def test_nowhere_to_write_costs_nothing(monkeypatch, tmp_path):

@@ -21,6 +21,7 @@ from torch import nn
 from tightpass import doors
 from tightpass.errors import DoesNotFitError, InputError, TightpassError
 from tightpass.models import attention, gguf_files, gguf_models, gguf_tokens, packages
+from tightpass.models.aligned import aligned
 from tightpass.models.architecture import built, class_of, tower_of
 from tightpass.models.families.base import FAMILIES, Family, family_of
 from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, refuse_adapters
@@ -567,7 +568,7 @@ def tokenizer_at(path: str, config: Any) -> Any | None:
 
 def _freeze(base: nn.Module, device: torch.device) -> nn.Module:
     family_of(base.config).prepare(base)
-    return base.to(device).eval().requires_grad_(False)
+    return aligned(base.to(device).eval().requires_grad_(False))
 
 
 def _tokenizer(source: Source, config: Any, offline: bool) -> Any | None:

@@ -23,6 +23,7 @@ from tightpass.spectra.choose import Route, choose, dense_bytes, gram_bytes
 from tightpass.spectra.dense import BASIC, Answer, against_reference, by_two_stage, rounded, verified
 from tightpass.spectra.device import shared
 from tightpass.spectra.gram import gram_values
+from tightpass.spectra.lapack import triplets
 from tightpass.spectra.leading.krylov import svds
 from tightpass.spectra.leading.krylov import work_of as work_of_svds
 from tightpass.spectra.verify import SMALL, SvdError, check_values, work_of_checks
@@ -237,7 +238,7 @@ def _leading_of_blocks(source: Source, exact: Values, k: int) -> Triplets:
         for t, block in zip(panel.rows, panel.blocks, strict=True):
             if t in counts:
                 A, k_t = on_host(block), counts[t]
-                U, S, Vh = np.linalg.svd(A, full_matrices=False)
+                U, S, Vh = triplets(A)
                 U, S, Vh = U[:, :k_t], S[:k_t], Vh[:k_t]
                 parts.append((t, U.copy(), S, Vh.copy(), residual(A, U, S, Vh)))  # views would keep whole arrays
     dtype = exact.values.dtype
@@ -261,7 +262,7 @@ def _leading_of_dense(J: Matrix, expected: Matrix) -> Triplets:
         apart = np.abs(found.S - expected).max()  # small residuals alone do not show that none was skipped
         if found.converged and apart <= 2 * tolerance(float(expected[0]), max(J.shape), J.dtype):
             return Triplets(found.U, found.S, found.Vh, found.residuals)
-    U, S, Vh = np.linalg.svd(J, full_matrices=False)
+    U, S, Vh = triplets(J)
     U, S, Vh = U[:, :k], S[:k], Vh[:k]
     return Triplets(U, S, Vh, residual(J, U, S, Vh))
 

@@ -25,6 +25,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from tightpass.jacobians.forms.attention_cost import cost, in_mixes
 from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Piece, room
 from tightpass.jacobians.forms.heads import PLAIN, Heads, Scores, softmax_beside
 from tightpass.jacobians.forms.norm import NormAt
@@ -34,44 +35,10 @@ from tightpass.structure import BlockLowerTriangular, Dense, Panel
 
 SCORE_BYTES = 4 * 2**20
 """Tokens × tokens × columns intermediates of a product: kept this small, they stay in the cache."""
-MIX_ELEMENTS = 2**24
-"""Of the mixes of heads, a d_out × d_in matrix for each input token, while a row's norm is found."""
-MIXED = 16
 AT_ONCE = 2**16
 """Entries of each P_h that are weighed at once: with more of them products of few rows are a third slower (measured)."""
 FORMED_UP_TO = 2**35
 """Multiply-adds, one for each head and entry, of rows of blocks that are formed only for ‖J‖_F²: half a minute, about."""
-
-
-def mixed_at_once(elements: int) -> int:
-    """Input tokens whose mixes of heads, of so many elements each, are formed together."""
-    return max(MIXED, MIX_ELEMENTS // elements // MIXED * MIXED)
-
-
-def in_mixes(tokens: int, elements: int) -> list[slice]:
-    """All input tokens in parts of that many, the last up to twice as many: products with a few columns alone would round
-    otherwise."""
-    step = mixed_at_once(elements)
-    edges = [*range(0, max(1, tokens // step) * step, step), tokens]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
-
-
-def cost(tokens: int, d: int, heads: int, d_head: int, causal: bool) -> Cost:
-    """Of some heads of an attention between activations of width d."""
-    inner, blocks = heads * d_head, tokens * (tokens + 1) // 2 if causal else tokens**2
-    weights, between, mixings = d * inner, heads * tokens**2, heads * tokens * d_head**2
-    by_token = heads * tokens * d
-    return Cost(
-        product=2.0 * 4 * tokens * weights + 2.0 * 3 * blocks * inner,
-        blocks=4.0 * heads * d * d * blocks,
-        # weights as they are and as products take them, q to o, weights of the softmax; P_h; Wo on values, keys through Wq
-        kept=11 * weights + 10 * tokens * inner + 2 * between + mixings + heads * d * d + 5 * by_token,
-        working=tokens * (3 * d + 6 * inner),
-        widest=tokens * max(d, inner),
-        panel=min(blocks * d * d, max(PANEL_ELEMENTS, tokens * d * d, heads * d * d)),
-        writing=3 * heads * min(tokens, d_head) * d + heads * tokens * d,  # the query's term, and the keys of a row
-        norm=2 * heads * d * d + 8 * by_token + min(tokens, 2 * mixed_at_once(d * d)) * d * d,
-    )
 
 
 class ClosedAttention(Piece):

@@ -11,7 +11,7 @@ from torch import nn
 
 from tightpass.errors import InputError
 from tightpass.jacobians.forms.attention import ClosedAttention
-from tightpass.jacobians.forms.attention import cost as attention_cost
+from tightpass.jacobians.forms.attention_cost import cost as attention_cost
 from tightpass.jacobians.forms.base import Cost, Piece
 from tightpass.jacobians.forms.compose import Chain, Identity, Sum, cost_of_layers
 from tightpass.jacobians.forms.heads import Heads, Scores

@@ -12,13 +12,13 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 from array_api_compat import array_namespace
 
 from tightpass import doors
 from tightpass.arrays import on_host
 from tightpass.confidence import allowed_energy
 from tightpass.errors import InputError
+from tightpass.spectra.lapack import triplets
 from tightpass.spectra.leading.operand import Operand, adjoint_times, check_operator, operand, scaled, times
 from tightpass.work import Work
 
@@ -265,9 +265,8 @@ class _Basis:
             self.coupling = self._next(X)
 
     def _decompose(self) -> None:
-        """B = P·diag(s)·Qh, by torch, whose threads do the products as well."""
-        parts = torch.linalg.svd(torch.from_numpy(self.B[: self.q, : self.q]))
-        self.P, self.s, self.Qh = (part.numpy() for part in parts)
+        """B = P·diag(s)·Qh."""
+        self.P, self.s, self.Qh = triplets(self.B[: self.q, : self.q])
 
     def _worst(self) -> float:
         """The largest residual relative to σ₁, by Aᵀ·U = V·Bᵀ + V_next·R·(last block)ᵀ; those that are reported are

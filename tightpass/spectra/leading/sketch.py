@@ -9,6 +9,7 @@ from array_api_compat import array_namespace
 
 from tightpass import doors
 from tightpass.arrays import on_host
+from tightpass.spectra.lapack import triplets
 from tightpass.spectra.leading.krylov import Leading, check_rank, residuals
 from tightpass.spectra.leading.operand import check_operator, operand
 
@@ -34,7 +35,7 @@ def rough_svds(A: Any, k: int, power: int = 2, oversampling: int = 10, seed: int
         X, _ = xp.linalg.qr(op.rmatmat(Y))
     Q, _ = xp.linalg.qr(op.matmat(X))
     V, R = xp.linalg.qr(op.rmatmat(Q))  # QᵀA = Rᵀ·Vᵀ
-    P, S, Wh = np.linalg.svd(on_host(R).T.astype(np.float64))
+    P, S, Wh = triplets(on_host(R).T.astype(np.float64))
     U, S, V = Q @ op.new(P[:, :k]), op.new(S[:k]), V @ op.new(Wh[:k].T.copy())
     measured = residuals(op, U, S, V)
     columns = (2 * power + 2) * width + 2 * k
