@@ -132,3 +132,40 @@ def test_rejected_formulas_measure_no_floor(monkeypatch):
     part = tp.spectrum(J).floor.parts[0]
     assert part.confidence == "calibrated"
     assert part.bound <= 1e-12
+
+
+def test_heads_of_two_entries_turn_by_one_angle():
+    """Their tables hold each angle once: one column, which has no halves."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 37, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"intermediate_size": 5, "num_local_experts": 3, "num_experts_per_tok": 2}
+    config = AutoConfig.for_model(
+        "gpt_oss", **sizes, **experts, num_key_value_heads=1, head_dim=2, max_position_embeddings=64, **NONE
+    )
+    model = random(AutoModel.from_config(config, dtype=torch.float64, experts_implementation="eager"))
+    block = tp.block(tp.load_model(model), "attn", 0, token_ids=[1, 2, 3])
+    J = tp.jacobian(block)
+    assert J.form.closed
+    found = torch.linalg.svdvals(J.dense())
+    assert off(block, found) <= 1e-14 * float(found[0])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attn"])
+def test_jacobians_whose_squares_underflow_are_no_mistake(kind):
+    """Of entries next to 1e-200: their norms are measured, and the form agrees with autodiff."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 37,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 5,
+    }
+    model = random(AutoModel.from_config(AutoConfig.for_model("llama", **sizes, **NONE), dtype=torch.float64))
+    with torch.no_grad():
+        for last in (model.layers[0].self_attn.o_proj, model.layers[0].mlp.down_proj):
+            last.weight *= 1e-200
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        J = tp.jacobian(tp.block(tp.load_model(model), kind, 0, token_ids=[1, 2, 3]))
+    assert J.form.closed

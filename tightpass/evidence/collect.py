@@ -40,7 +40,9 @@ KEPT_BYTES = 2**28
 def check_range(energy: float, largest: float) -> None:
     """Raises InputError if ‖J‖_F² leaves float64's range, where sums of squares mean nothing."""
     if not np.isfinite(energy) or (largest > 0 and energy < 1e-290):
-        raise InputError(f"‖J‖_F² is {energy:.1e}: not finite, or out of float64's range; rescale the function")
+        raise InputError(
+            f"‖J‖_F² is {energy:.1e}: not finite, or out of float64's range; rescale the function, or the model's weights"
+        )
 
 
 def work_of(

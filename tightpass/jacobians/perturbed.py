@@ -8,7 +8,7 @@ import torch
 
 from tightpass.jacobians.autodiff import Linearisation
 from tightpass.jacobians.forms.base import Cost
-from tightpass.jacobians.perturbing import norm, rounding
+from tightpass.jacobians.perturbing import rounding, size_of
 from tightpass.models.blocks import depth_of, width_of
 from tightpass.models.shape import Shape
 from tightpass.work import Work, kept, passing
@@ -40,7 +40,7 @@ def frobenius(whole: Linearisation, off: Linearisation | None = None) -> float:
     """‖J‖_F, or ‖J_off − J‖_F of the same in another precision; of a J with many rows from random combinations of them."""
     probes = _cotangents(whole.y)
     pulled = whole.pull(probes).double()
-    size = norm(pulled if off is None else off.pull(probes.to(off.x.dtype)).double() - pulled)
+    size = size_of(pulled if off is None else off.pull(probes.to(off.x.dtype)).double() - pulled)
     return size if len(probes) == whole.y.numel() else size / math.sqrt(COMBINATIONS)
 
 

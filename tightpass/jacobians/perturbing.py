@@ -166,11 +166,11 @@ def rounding(product: Callable[[], torch.Tensor], only: torch.dtype | None = Non
     for seed in range(DRAWS):
         with Perturbing(seed, only):
             off = product()
-        sizes.append(norm((off - plain).double()))
+        sizes.append(size_of((off - plain).double()))
     return float(torch.tensor(sizes, dtype=torch.float64).square().mean().sqrt())
 
 
-def norm(off: torch.Tensor) -> float:
+def size_of(off: torch.Tensor) -> float:
     """‖·‖_F; infinite where an entry is not finite."""
     largest = float(off.abs().max())
     if largest == 0:

@@ -226,7 +226,7 @@ def by_head(flat: torch.Tensor, d_head: int) -> torch.Tensor:
 
 def _rotations(tables: Tables | None, d_head: int) -> Iterator[Rotation | None]:
     """Tables arrive in layers that do not turn, too, and some with each angle once."""
-    if tables is not None and tables[0].shape[-1] <= d_head:
+    if tables is not None and tables[0].shape[-1] <= d_head and tables[0].shape[-1] % 2 == 0:
         for half in (halves, pairs):
             yield Rotation(*tables, half)
     if tables is not None and 2 * tables[0].shape[-1] <= d_head:

@@ -19,7 +19,7 @@ from tightpass.jacobians.forms.mlp import ActiveMLP, Branch, ClosedMLP, slope_of
 from tightpass.jacobians.forms.mlp import cost as mlp_cost
 from tightpass.jacobians.forms.norm import ClosedNorm, NormAt, norm_at
 from tightpass.jacobians.forms.turning import Turning, normed_at, turning
-from tightpass.jacobians.perturbing import rounding
+from tightpass.jacobians.perturbing import rounding, size_of
 from tightpass.jacobians.probe import explained, ratio
 from tightpass.jacobians.twice.block import twice
 from tightpass.jacobians.twice.pair import of
@@ -94,7 +94,7 @@ def _is_rounding(form: Piece, block: Block) -> bool:
             mine = form.pull(w[None])[0]
         pulled = torch.func.vjp(_held(block), block.x)[1](w)[0]
         moved = rounding(lambda: torch.func.vjp(_held(block), block.x)[1](w)[0])
-        return float((mine - pulled).norm()) <= MOVED * moved
+        return size_of(mine - pulled) <= MOVED * moved
     wide = block.in_precision(torch.float64)
     formulas = _made(wide)
     return formulas is not None and disagreement(formulas, wide)[0] <= AGREED
@@ -153,10 +153,9 @@ def disagreement(form: Piece, block: Block) -> tuple[float, float]:
     with torch.no_grad():
         mine = form.push(v[None])[0]
         back = form.pull(w[None])[0]
-        size = float(pushed.norm())
-        gap = float((mine - pushed).norm())
+        size, gap = size_of(pushed), size_of(mine - pushed)
         adjoint = abs(float((w * mine).sum()) - float((back * v).sum()))
-        reach = max(size * float(w.norm()), float(back.norm()) * float(v.norm()))
+        reach = max(size * size_of(w), size_of(back) * size_of(v))
     return max(ratio(gap, size), ratio(adjoint, reach)), explained(v.dtype)
 
 
