@@ -148,7 +148,7 @@ class Piece(Form):
 
     def after(self, t: int, blocks: torch.Tensor) -> torch.Tensor:
         """The block (t, t) of an entrywise piece times blocks (n, d_in, ·) of what comes before it, in their place."""
-        raise NotImplementedError
+        return blocks.copy_(self.row(t)[0] @ blocks)
 
     def panels(self, rows: range) -> Iterator[Panel]:
         """One output token after the other."""
