@@ -283,9 +283,17 @@ def test_weights_do_not_stay_where_they_lay_in_a_file(tmp_path, dtype):
     assert {parameter.data_ptr() % 64 for parameter in model.base.parameters()} == {0}
 
 
-def test_a_gguf_file_that_is_not_there_is_said(tmp_path):
+@pytest.mark.parametrize("name", ["nope.gguf", "models/nope.gguf", "/no/such/nope.gguf"])
+def test_a_gguf_file_that_is_not_there_is_said(name):
     with pytest.raises(tp.InputError, match=r"there is no file .*nope\.gguf"):
-        tp.load_model(str(tmp_path / "nope.gguf"))
+        tp.load_model(name)
+
+
+def test_ids_and_another_number_of_tokens_contradict_each_other(small_opt):
+    model = tp.load_model(small_opt)
+    with pytest.raises(tp.InputError, match="token_ids has 3 ids, 2 tokens were asked for"):
+        tp.block(model, "mlp", 0, token_ids=[1, 2, 3], tokens=2)
+    assert tp.block(model, "mlp", 0, token_ids=[1, 2, 3], tokens=3).tokens == 3
 
 
 def test_a_block_of_made_up_input_warns_where_it_is_asked_for(small_opt):

@@ -123,7 +123,10 @@ def _ids(reader: Reader, asked: Asked) -> Tokens:
     if asked.text is not None and asked.token_ids is not None:
         raise InputError("give text or token_ids, not both")
     if asked.token_ids is not None:
-        return Tokens(check_ids(reader, asked.token_ids), "given ids")
+        ids = check_ids(reader, asked.token_ids)
+        if asked.tokens not in (None, len(ids)):
+            raise InputError(f"token_ids has {len(ids)} ids, {asked.tokens} tokens were asked for; leave tokens out")
+        return Tokens(ids, "given ids")
     return tokenize(reader, asked.tokens, asked.text, asked.special, asked.seed)
 
 

@@ -196,12 +196,12 @@ def locate(name: str) -> Source:
     if path.is_file() and path.suffix == gguf_files.SUFFIX:
         return Source(str(path.absolute()), str(path.absolute()), is_local=True)
     owner, slash, rest = name.partition("/")
+    if path.suffix == gguf_files.SUFFIX:
+        raise InputError(f"unknown model {doors.shown(name)}: there is no file {path.absolute()}")
     if slash and owner and rest and "/" not in rest and not name.startswith((".", "~")):
         return Source(name, name, is_local=False)
     if path.is_file():
         raise InputError(f"unknown model {doors.shown(name)}: that is a file; give the directory that it lies in")
-    if path.suffix == gguf_files.SUFFIX:
-        raise InputError(f"unknown model {doors.shown(name)}: there is no file {path.absolute()}")
     if slash:
         raise InputError(f"unknown model {doors.shown(name)}: there is no directory {path.absolute()}\n{EXPECTED}")
     near = nearest(name)
