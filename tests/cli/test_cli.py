@@ -98,6 +98,16 @@ def test_models_and_doctor(place):
     assert json.loads(tightpass("doctor", "--json", cwd=place).stdout)["torch"] != "not installed"
 
 
+@pytest.mark.parametrize("command", ["doctor", "plan"])
+@pytest.mark.parametrize("variable", ["TIGHTPASS_KERNELS", "TIGHTPASS_ISA"])
+def test_a_variable_that_means_nothing_is_one_line(place, monkeypatch, command, variable):
+    monkeypatch.setenv(variable, "foo")
+    done = tightpass(command, cwd=place)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {variable} must be one of")
+    assert "Traceback" not in done.stderr
+
+
 def test_text_from_standard_input_and_yaml(place):
     text = "A different text, long enough for a few tokens of the demo model."
     done = tightpass(

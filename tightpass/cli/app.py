@@ -210,6 +210,10 @@ def verify_command(directory: Directory, debug: Debug = False) -> None:
 @app.command("models")
 def models_command(as_json: Json = False) -> None:
     """List the models known by a short name, and the families."""
+    guarded(lambda: _print_models(as_json))
+
+
+def _print_models(as_json: bool) -> None:
     quiet_libraries()
     from tightpass.models.catalogue import families_by_route, known_models, real_weights
 
@@ -230,6 +234,10 @@ def models_command(as_json: Json = False) -> None:
 @app.command("doctor")
 def doctor_command(as_json: Json = False) -> None:
     """Say what this installation has: versions, threads, BLAS, GPU, memory."""
+    guarded(lambda: _print_diagnosis(as_json))
+
+
+def _print_diagnosis(as_json: bool) -> None:
     from tightpass.report.doctor import diagnosis
 
     found = diagnosis()
