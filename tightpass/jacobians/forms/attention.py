@@ -36,7 +36,7 @@ from tightpass.structure import BlockLowerTriangular, Dense, Panel
 SCORE_BYTES = 4 * 2**20
 """Tokens × tokens × columns intermediates of a product: kept this small, they stay in the cache."""
 AT_ONCE = 2**16
-"""Entries of each P_h that are weighed at once: with more of them products of few rows are a third slower (measured)."""
+"""Entries of each P_h that are weighed at once: all at once, products of seven rows and more take a third longer (`benchmarks/pages.py`)."""
 FORMED_UP_TO = 2**35
 """Multiply-adds, one for each head and entry, of rows of blocks that are formed only for ‖J‖_F²: half a minute, about."""
 

@@ -160,8 +160,8 @@ class Piece(Form):
 def room(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     """Memory for a tensor of the precision and device of `like`, of any content.
 
-    On the host it is NumPy's from `LARGE` on, which asks the system for large pages: fresh ones come four times as fast as
-    torch's (measured).
+    On the host it is NumPy's from `LARGE` on, which asks the system for large pages: fresh ones come three to four times as
+    fast as torch's (`benchmarks/pages.py`).
     """
     if like.device.type != "cpu" or math.prod(shape) * like.itemsize < LARGE:
         return like.new_empty(shape)
