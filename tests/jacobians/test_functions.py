@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
@@ -21,6 +22,15 @@ class Counter:
     def __call__(self, x):
         self.calls += 1
         return x * self.calls
+
+
+class Memoised:
+    kept = None
+
+    def __call__(self, x):
+        if self.kept is None:
+            self.kept = x * 2
+        return self.kept
 
 
 class Doubled(torch.autograd.Function):
@@ -94,7 +104,7 @@ def without_gradient(x):
         (Counter(), "different values at the same x"),
         (lambda x: x + torch.randn(x.shape, dtype=x.dtype), "different values at the same x"),
         (nn.Dropout(0.5).train(), "different values at the same x"),
-        (lambda x: x.add_(1), "different values|cannot be differentiated"),
+        (lambda x: x.add_(1), r"changes its argument in place; give lambda x: fn\(x.clone\(\)\)"),
         (lambda x: x.detach() * 2, "derivative is zero though it moves"),
         (torch.ones_like, "its result does not depend on x: no operation that has a derivative leads"),
         (lambda x: WEIGHT * 2, "its result does not depend on x"),
@@ -114,10 +124,20 @@ def without_gradient(x):
         (lambda x: x[None], r"got shape \(1, 3, 4\), .*take the batch off: lambda x: fn\(x\)\[0\]"),
         (lambda x: x[:, :, None, None], r"lambda x: fn\(x\).reshape\(len\(x\), -1\)"),
         (lambda x: torch.einsum("btd,btd->btd", x, x), r"takes a batch, x\[None\], .*lambda x: fn\(x\[None\]\)\[0\]"),
-        (lambda x: x.long(), "cannot be differentiated"),
+        (lambda x: x.long(), "has no derivative: it returns torch.int64"),
+        (lambda x: x.to_sparse(), r"plain tensor on cpu, .* got a sparse one .*to_dense\(\)"),
+        (lambda x: x.to("meta"), "plain tensor on cpu, where x is, got a strided one on meta"),
+        (lambda x: torch.from_numpy(np.tanh(x.detach().numpy())), "leaves torch"),
+        (Memoised(), "what an earlier call made"),
+        (lambda x: checkpoint(torch.tanh, x, use_reentrant=False), "checkpoint inside it"),
+        (
+            lambda x: torch.tanh(x.half()).double(),
+            r"\(float16 within float64\); give tp.genuine\(fn\), which lifts such casts$",
+        ),
+        (lambda x: x.type("torch.FloatTensor").exp().double(), r"\(float32 within float64\); give x in float32$"),
         (lambda x: None, "return one .* got NoneType"),
         (lambda x: [x], "return one .* got list"),
-        (lambda x: x.numpy(), "cannot be differentiated|return one"),
+        (lambda x: x.numpy(), "leaves torch"),
         (lambda x: x.sum(), "must return a .tokens, d. tensor"),
         (lambda x: x.float(), "must return a .tokens, d. tensor .*give x in torch.float32"),
         (lambda x: x[:0], "must return a .tokens, d. tensor"),
@@ -298,6 +318,20 @@ def test_genuine_lifts_casts():
     assert torch.equal(tp.genuine(single)(X.float()), single(X.float()))
     with pytest.raises(InputError, match="genuine expects a function"):
         tp.genuine(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("cast", [torch.Tensor.half, torch.Tensor.bfloat16, lambda x: x.to(torch.bfloat16)])
+def test_genuine_lifts_casts_to_half_precision(dtype, cast):
+    x = X.to(dtype)
+
+    def half(x):
+        return torch.tanh(cast(x) * cast(WEIGHT.to(dtype))).to(dtype)
+
+    with pytest.raises(InputError, match=r"lower precision inside .* give tp.genuine\(fn\), which lifts such casts$"):
+        tp.jacobian(half, x)
+    exact = torch.func.jacrev(torch.tanh)(x).reshape(12, 12)
+    assert torch.allclose(tp.jacobian(tp.genuine(half), x).dense(), exact, rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 
 # ---- how surely its arithmetic is known

@@ -30,8 +30,10 @@ def work_of(cost: Cost, kind: str, tokens: int, shape: Shape, itemsize: int) -> 
     size = tokens * shape.width
     top = work_of_svds(size, size, 1, itemsize, passing(cost.product_bytes(BLOCK, itemsize)))
     own = cost_of("head", tokens, shape)
-    norm = own.norm * 8 if tokens <= ENERGIES_UP_TO else 0
-    return top.then(passing(own.kept * itemsize + norm)).dropped()
+    few = tokens <= ENERGIES_UP_TO
+    each = passing(own.kept * itemsize + (own.norm * 8 if few else 0))
+    path = passing(cost.norm * 8 if few else 0)
+    return top.then(each, path).dropped()
 
 
 def by_distance(energies: NDArray[np.float64]) -> tuple[tuple[int, float], ...] | None:
@@ -83,5 +85,7 @@ def _shares(block: Block, whole: tuple[float, float], heads: list[tuple[float, f
 def _energies(form: Form) -> tuple[float, float] | None:
     """‖J‖_F² of both paths."""
     both = form.paths()
-    values, pattern = (None, None) if both is None else (path.energy() for path in both)
+    if both is None:
+        return None
+    values, pattern = (path.energy() for path in both)
     return None if values is None or pattern is None else (values, pattern)

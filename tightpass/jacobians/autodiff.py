@@ -62,12 +62,22 @@ class Linearisation:
             return False
 
     def _checked(self, x: torch.Tensor) -> torch.Tensor:
-        """The value. Raises InputError for anything but a tensor."""
+        """The value. Raises InputError for anything but a plain tensor of floating numbers, where x is."""
         y = self.fn(x)
         if not isinstance(y, torch.Tensor):
             raise InputError(
                 f"the function cannot be differentiated: it must return one (tokens, d) tensor, got {type(y).__name__}; "
                 "take the one that is meant, such as lambda x: fn(x)[0]"
+            )
+        if y.layout != torch.strided or y.is_nested or y.device != x.device:
+            kind = "nested" if y.is_nested else str(y.layout).removeprefix("torch.").removesuffix("_coo")
+            remedy = "; .to_dense() makes a plain one of a sparse one" if y.device == x.device else ""
+            raise InputError(
+                f"the function must return a plain tensor on {x.device}, where x is, got a {kind} one on {y.device}{remedy}"
+            )
+        if not (y.is_floating_point() or y.is_complex()):
+            raise InputError(
+                f"the function has no derivative: it returns {y.dtype}, and x moves in steps of any size; return floating numbers"
             )
         return y
 
@@ -101,12 +111,23 @@ class Linearisation:
             raise in_words(error) from error
 
 
+LEAVES = "it leaves torch (NumPy inside), which derivatives cannot follow; compute in torch throughout"
+
+
 def in_words(error: Exception) -> TightpassError:
     """What to tell the author of a function that cannot be differentiated."""
     if isinstance(error, TightpassError):
         return error
     said = (str(error).strip().splitlines() or [""])[0]
     known = (
+        (
+            "saved tensor hooks",
+            "torch.utils.checkpoint inside it, which torch.func does not follow; take it out, nothing is kept of many passes here",
+        ),
+        ("Can't call numpy()", LEAVES),
+        ("Cannot access data pointer", LEAVES),
+        ("result->level()", "it returns what an earlier call made (memoised, a buffer); make it a function of x alone"),
+        ("leaf Variable that requires grad", "it changes its argument in place; give lambda x: fn(x.clone())"),
         (
             "mutate a captured Tensor",
             "it has a state, which it changes (BatchNorm in train mode: call .eval()); make it a function of x alone",

@@ -13,6 +13,7 @@ from tightpass.jacobians.autodiff import Function, Linearisation
 from tightpass.jacobians.perturbed import moved
 from tightpass.jacobians.probe import explained, ratio
 from tightpass.models.differences import ALLOWED, direction, loses_precision, slope_error
+from tightpass.models.genuine import genuine
 
 SIDED = {"relu": 0.0, "relu_": 0.0, "abs": 0.0, "abs_": 0.0, "threshold": 0.0, "leaky_relu": 0.0, "sign": 0.0}
 """Operations whose derivative jumps, and where."""
@@ -98,9 +99,10 @@ def check_function(whole: Linearisation) -> str:
         raise InputError(f"no Jacobian of this function: {diagnosis(whole) or WHO_KNOWS}")
     if largest == 0 and not _reaches(fn, x):
         raise InputError(f"no Jacobian of this function: {APART}")
-    if x.dtype == torch.float64 and loses_precision(fn, x) and narrows(fn, x):
-        raise InputError(f"no Jacobian of this function: {LOWER}")
     error, allowed = slope_error(fn, x, v, pushed)
+    inside = narrowed(fn, x)
+    if inside is not None and (loses_precision(fn, x) or error > allowed or _lifts(fn, x, y)):
+        raise InputError(f"no Jacobian of this function: {_lower(fn, x, inside)}")
     if not edges.found and error > allowed and _cuts(fn, x):
         raise InputError(f"no Jacobian of this function: {CUT}")
     return f"{_sided(edges)}; {_confirmed(error, allowed)}"
@@ -142,10 +144,6 @@ CUT = (
     "a part of its derivative is lost: detach, .data, .item(), no_grad or inference_mode around a part of it; take it out. "
     "A part that is to be held fixed is computed outside of the function"
 )
-LOWER = (
-    "it computes in a lower precision inside (float32 within float64); give tp.genuine(fn), which lifts such casts, or x in "
-    "float32"
-)
 APART = "its result does not depend on x: no operation that has a derivative leads from x to it; return what is computed from x"
 WHO_KNOWS = "derivatives in forward and in reverse mode differ; one of its operations has a wrong jvp or backward"
 
@@ -161,8 +159,8 @@ def diagnosis(whole: Linearisation) -> str | None:
     pushed = whole.push(v[None])[0]
     if not bool(pushed.isfinite().all()):
         return "its derivative at x is not finite (NaN or infinite)"
-    if x.dtype == torch.float64 and narrows(fn, x):
-        return LOWER
+    if inside := narrowed(fn, x):
+        return _lower(fn, x, inside)
     error, allowed = slope_error(fn, x, v, pushed)
     if not bool(pushed.any()) and error > allowed:
         return "its derivative is zero though it moves with x: no_grad, detach or rounding inside"
@@ -232,20 +230,52 @@ def _moves(fn: Function, x: torch.Tensor, y: torch.Tensor) -> bool:
 
 
 class _Narrowing(TorchDispatchMode):
-    """Whether a float64 tensor was turned into a floating one of fewer bits."""
+    """To which precision a tensor of some precision was turned, if to a lower one."""
 
-    seen = False
+    def __init__(self, precision: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.precision = precision
+        self.seen: torch.dtype | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.dtype in (torch.float32, torch.float16, torch.bfloat16):
-            self.seen |= any(isinstance(a, torch.Tensor) and a.dtype == torch.float64 and a.ndim > 0 for a in args)
+        if isinstance(out, torch.Tensor) and self._below(out.dtype) and any(map(self._full, args)):
+            self.seen = out.dtype
         return out
 
+    def _below(self, dtype: torch.dtype) -> bool:
+        return dtype.is_floating_point and dtype.itemsize < self.precision.itemsize
 
-def narrows(fn: Function, x: torch.Tensor) -> bool:
-    """Whether it turns a float64 tensor into one of fewer bits."""
-    mode = _Narrowing()  # type: ignore[no-untyped-call]
+    def _full(self, given: Any) -> bool:
+        """A scalar takes the precision of what it meets, and is no loss."""
+        return isinstance(given, torch.Tensor) and given.dtype == self.precision and given.ndim > 0
+
+
+def narrowed(fn: Function, x: torch.Tensor) -> torch.dtype | None:
+    """The lower precision that it turns a tensor of x's into, if it does."""
+    mode = _Narrowing(x.dtype)
     with torch.no_grad(), mode:
         fn(x.clone())
     return mode.seen
+
+
+def _lifts(fn: Function, x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether its value is another one without its casts. In half precision it may stand still where rounding is looked for."""
+    try:
+        with torch.no_grad():
+            return not _same(y, genuine(fn)(x.clone()))
+    except Exception:  # a user's function may raise anything
+        return False
+
+
+def _lower(fn: Function, x: torch.Tensor, inside: torch.dtype) -> str:
+    """What to tell of a function that computes in a precision below x's."""
+    said = f"it computes in a lower precision inside ({_name(inside)} within {_name(x.dtype)}); give "
+    remedies = ["tp.genuine(fn), which lifts such casts"] if narrowed(genuine(fn), x) is None else []
+    if inside == torch.float32:
+        remedies.append("x in float32")
+    return said + (" or ".join(remedies) or f"a function that computes in {_name(x.dtype)}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tightpass.jacobians.autodiff import Function, Linearisation
-from tightpass.jacobians.diagnose import narrows
+from tightpass.jacobians.diagnose import narrowed
 from tightpass.models.sdpa import followable
 
 OTHER = {torch.float32: torch.float64, torch.float64: torch.float32}
@@ -30,7 +30,7 @@ def otherwise(fn: Function, whole: Linearisation) -> Linearisation | None:
             y = other(x.clone())
         if not isinstance(y, torch.Tensor) or y.dtype != dtype or y.shape != whole.y.shape:
             return None
-        if dtype == torch.float64 and narrows(other, x):
+        if dtype == torch.float64 and narrowed(other, x):
             return None
     except Exception:  # a user's function may raise anything
         return None

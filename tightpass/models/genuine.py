@@ -25,37 +25,48 @@ SOFTMAX = {torch.softmax, torch.Tensor.softmax, nn.functional.softmax}
 SOFTMAX |= {torch.log_softmax, torch.Tensor.log_softmax, nn.functional.log_softmax}
 
 
+NARROWER = {torch.Tensor.float: torch.float32, torch.Tensor.half: torch.float16, torch.Tensor.bfloat16: torch.bfloat16}
+"""Casts by name, and to what."""
+
+
 class Genuine(TorchFunctionMode):
-    """Keeps float64 tensors in float64 through `.to`, `.type`, `.float` and `softmax(dtype=)`. All other tensors pass as they
-    are. Fused attention takes a path with derivatives."""
+    """Keeps tensors of a precision, float64 or float32, from going below it through `.to`, `.type`, `.float`, `.half`,
+    `.bfloat16` and `softmax(dtype=)`. Those of a lower one pass as they are. Fused attention takes a path with derivatives."""
+
+    def __init__(self, precision: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.precision = precision
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is SDPA:
             return differentiable(*args, **kwargs)
-        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
-            if func is torch.Tensor.float:
-                return args[0]
+        if args and isinstance(args[0], torch.Tensor) and self._holds(args[0].dtype):
+            if func in NARROWER:
+                return args[0].to(self._lifted(NARROWER[func]))
             if func in CASTS:
-                args = (args[0], *map(_lifted, args[1:]))
-                kwargs = {name: _lifted(value) for name, value in kwargs.items()}
+                args = (args[0], *map(self._lifted, args[1:]))
+                kwargs = {name: self._lifted(value) for name, value in kwargs.items()}
             elif func in SOFTMAX and kwargs.get("dtype") is not None:
-                kwargs = kwargs | {"dtype": torch.float64}
+                kwargs = kwargs | {"dtype": self._lifted(kwargs["dtype"])}
         return func(*args, **kwargs)
 
+    def _holds(self, dtype: torch.dtype) -> bool:
+        """Whether a precision is floating, and at least the one to be kept."""
+        return dtype.is_floating_point and dtype.itemsize >= self.precision.itemsize
 
-def _lifted(given: Any) -> Any:
-    """An argument of `.to`: a floating precision becomes float64, a tensor to be like its device."""
-    if isinstance(given, torch.dtype):
-        return torch.float64 if given.is_floating_point else given
-    if isinstance(given, torch.Tensor) and given.is_floating_point():
-        return given.device
-    return given
+    def _lifted(self, given: Any) -> Any:
+        """An argument of `.to`: a lower floating precision becomes the one to be kept, a tensor to be like its device."""
+        if isinstance(given, torch.dtype):
+            return self.precision if given.is_floating_point and not self._holds(given) else given
+        if isinstance(given, torch.Tensor) and given.is_floating_point() and not self._holds(given.dtype):
+            return given.device
+        return given
 
 
 def genuine(function: Function) -> Function:
-    """The function in its input's own precision, where that is float64: what it casts to float32 inside, as norms and softmax of
-    many models do, stays in float64. Weights are as they are: they must be in float64 too.
+    """The function in its input's own precision: what it casts below it inside, as norms and softmax of many models do to
+    float32, is not. Weights are as they are: they must be in that precision too.
 
     Raises InputError for what is no function.
     """
@@ -63,7 +74,7 @@ def genuine(function: Function) -> Function:
         raise InputError(f"genuine expects a function of a tensor, got {doors.shown(function)}")
 
     def computed(x: torch.Tensor) -> torch.Tensor:
-        with Genuine():
+        with Genuine(x.dtype):
             return function(x)
 
     return computed

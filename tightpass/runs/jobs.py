@@ -13,7 +13,7 @@ from tightpass.models.options import Options, check_attends, check_options, laye
 from tightpass.models.shape import Shape
 from tightpass.runs.question import Config, parse_layers
 
-ALGORITHM = 8
+ALGORITHM = 9
 """Part of every shard's identity: raised when the same question would give other numbers."""
 
 

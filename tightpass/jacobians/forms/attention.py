@@ -25,7 +25,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from tightpass.jacobians.forms.attention_cost import cost, in_mixes
+from tightpass.jacobians.forms.attention_cost import cost, in_mixes, sum_of_grams
 from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost, Piece, room
 from tightpass.jacobians.forms.heads import PLAIN, Heads, Scores, softmax_beside
 from tightpass.jacobians.forms.norm import NormAt
@@ -478,10 +478,11 @@ class ClosedAttention(Piece):
         """
         return self._energies[0] if self.energy_is_known else None
 
-    def paths(self) -> tuple[ClosedAttention, ClosedAttention]:
-        """J without the identity is the sum of these: through the values, at weights that are held, and through the weights."""
-        values = replace(self.heads, scale=0.0, turn_q=None, turn_k=None)
-        return self._with(values, None), self._with(replace(self.heads, Wv=torch.zeros_like(self.heads.Wv)), self.bend)
+    def paths(self) -> Iterator[ClosedAttention]:
+        """J without the identity is the sum of these: through the values, at weights that are held, and through the weights.
+        One after the other: each has products of weights of its own."""
+        yield self._with(replace(self.heads, scale=0.0, turn_q=None, turn_k=None), None)
+        yield self._with(replace(self.heads, Wv=torch.zeros_like(self.heads.Wv)), self.bend)
 
     def _with(self, heads: Heads, bend: torch.Tensor | None) -> ClosedAttention:
         """The same weights of the softmax, and other maps; without the identity."""
@@ -499,10 +500,10 @@ class ClosedAttention(Piece):
             return formed, formed
         W = self.heads.double()
         Wo = W.Wo.transpose(0, 1)  # (H, d_out, d_head)
-        P = Wo @ W.Wv
+        P = self._P if self._P.dtype == torch.float64 else Wo @ W.Wv
         pieces = _Energies(
             P=P,
-            PP=torch.einsum("hoi,goi->hg", P, P),
+            PP=sum_of_grams(P.flatten(1)),
             K=W.scale * W.q @ W.Wk,
             values=(Wo @ W.v.mT).transpose(0, 1),
             rest=(Wo @ self.rest.double().mT).transpose(0, 1),

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
+
 from tightpass.jacobians.forms.base import PANEL_ELEMENTS, Cost
 
 MIX_ELEMENTS = 2**24
 """Of the mixes of heads, a d_out × d_in matrix for each input token, while a row's norm is found."""
 MIXED = 16
+GRAM_COLUMNS = 2**16
 
 
 def mixed_at_once(elements: int) -> int:
     """Input tokens whose mixes of heads, of so many elements each, are formed together."""
     return max(MIXED, MIX_ELEMENTS // elements // MIXED * MIXED)
+
+
+def sum_of_grams(rows: torch.Tensor) -> torch.Tensor:
+    """Few rows times their transpose, of many columns: in parts, since one long sum rounds more, and einsum copies both sides."""
+    return torch.stack([part @ part.T for part in rows.split(GRAM_COLUMNS, dim=1)]).sum(0)
 
 
 def in_mixes(tokens: int, elements: int) -> list[slice]:

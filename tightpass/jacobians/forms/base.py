@@ -106,8 +106,8 @@ class Form(ABC):
         """‖J_ts‖_F² of all blocks without writing J, (tokens, tokens) float64; None where they are not known."""
         return None
 
-    def paths(self) -> tuple[Form, Form] | None:
-        """Of an attention, through its values and through its weights: J, without an identity, is their sum."""
+    def paths(self) -> Iterator[Form] | None:
+        """Of an attention, first through its values, then through its weights: J, without an identity, is their sum."""
         return None
 
     def thin_factors(self, t: int) -> tuple[torch.Tensor, torch.Tensor] | None:
