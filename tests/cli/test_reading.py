@@ -75,6 +75,7 @@ def test_ids_of_a_run_are_stored_and_replayed(tmp_path, demo, ids):
     assert run.provenance["tokens"] == "given token ids"
     expected = tp.spectrum(tp.jacobian(tp.block(demo, "mlp", 1, token_ids=IDS))).values
     assert np.array_equal(run["L01.mlp"].values, expected)
+    assert [len(run), [s.name for s in run], "L01.mlp" in run, "L02.mlp" in run] == [1, ["L01.mlp"], True, False]
     stored = Config.read(tmp_path / "run" / "run.yaml")
     assert (stored.token_ids, stored.tokens) == (IDS, 4)
     again = tp.run(**stored.model_dump(exclude={"out"}), out=str(tmp_path / "again"))

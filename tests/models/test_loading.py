@@ -17,6 +17,7 @@ from transformers import OPTForCausalLM
 
 import tightpass as tp
 from tightpass.models.loading import plain
+from tightpass.models.tokens import TOKENS
 
 IDS = [5, 17, 2, 88]
 
@@ -157,6 +158,23 @@ def test_weights_that_overflow_on_the_way_are_not_blamed_for_it():
         model.decoder.layers[0].fc2.weight.fill_(1e38)
     with pytest.raises(tp.InputError, match="though its weights are"):
         tp.block(tp.load_model(model, dtype="float32"), "mlp", layer=0, token_ids=IDS)
+
+
+def test_a_tokenizer_that_knows_no_words(tmp_path):
+    opt().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(tp.InputError, match="finds no token in the bundled text: files of it are missing"):
+        tp.block(tp.load_model(tmp_path), "mlp", layer=0)
+
+
+def test_a_model_of_few_positions_has_as_many_tokens(tmp_path):
+    model = opt()
+    model.save_pretrained(tmp_path)
+    positions = model.config.max_position_embeddings
+    assert positions < TOKENS
+    assert tp.plan(str(tmp_path)).shape[0] == positions * model.config.hidden_size
+    with pytest.warns(UserWarning, match="random token ids"):
+        assert tp.block(tp.load_model(tmp_path), "mlp", layer=0).x.shape[0] == positions
 
 
 def test_truncated_and_integer_weights_are_refused(tmp_path):

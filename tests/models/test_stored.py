@@ -167,7 +167,7 @@ def test_truncated_pickles(tmp_path, capsys, monkeypatch):
     pickled(saved(tmp_path, bert()))
     file = tmp_path / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[:-100])
-    refused(capsys, monkeypatch, tmp_path, "pytorch_model.bin", "safetensors")
+    refused(capsys, monkeypatch, tmp_path, "pytorch_model.bin", "is truncated or damaged; fetch it again")
 
 
 def test_safetensors_win_over_pickles(tmp_path):

@@ -42,6 +42,7 @@ def spectrum(J: Jacobian | Transposed, method: str = "auto", vectors: int = 0, k
     if vectors < 0:
         raise InputError(f"vectors must be at least 0, got {vectors}")
     check_k(method, k, vectors)
+    check_count_of_values(J.shape, k, vectors)
     if method == "topk":
         found = leading_spectrum(J, DEFAULT_K if k is None else k, vectors)
         return replace(found, checks=(*found.checks, *J.looked), tokens_out=J.tokens_out)
@@ -145,6 +146,15 @@ def check_k(method: str, k: int | None, vectors: int) -> None:
         raise InputError(f"k must be at least 1, got {k}")
     if vectors > k:
         raise InputError(f"vectors must be at most k = {k}, got {vectors}")
+
+
+def check_count_of_values(shape: tuple[int, int], k: int | None, vectors: int) -> None:
+    """Raises InputError for more values, or vectors, than a Jacobian of that shape has."""
+    for name, count in (("k", k), ("vectors", vectors)):
+        if count is not None and count > min(shape):
+            raise InputError(
+                f"{name} must be at most {min(shape)}, as many as J, {shape[0]} × {shape[1]}, has; got {count}"
+            )
 
 
 def check_method(method: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -58,4 +59,5 @@ def fault(path: Path) -> str | None:
         return "starts with a byte order mark, which JSON does not have; save it as UTF-8 without one"
     if path.name == "config.json" and start.lstrip()[:1] != b"{":
         return "holds something else than the named fields of a model, {...}"
-    return "is truncated or damaged" if path.suffix == ".safetensors" else None
+    cut = start.startswith(b"PK") and not zipfile.is_zipfile(path)  # torch.save writes archives, whose index comes last
+    return "is truncated or damaged" if cut or path.suffix == ".safetensors" else None

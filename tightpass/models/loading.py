@@ -198,10 +198,10 @@ def locate(name: str) -> Source:
     owner, slash, rest = name.partition("/")
     if path.suffix == gguf_files.SUFFIX:
         raise InputError(f"unknown model {doors.shown(name)}: there is no file {path.absolute()}")
-    if slash and owner and rest and "/" not in rest and not name.startswith((".", "~")):
-        return Source(name, name, is_local=False)
     if path.is_file():
         raise InputError(f"unknown model {doors.shown(name)}: that is a file; give the directory that it lies in")
+    if slash and owner and rest and "/" not in rest and not name.startswith((".", "~")):
+        return Source(name, name, is_local=False)
     if slash:
         raise InputError(f"unknown model {doors.shown(name)}: there is no directory {path.absolute()}\n{EXPECTED}")
     near = nearest(name)

@@ -64,6 +64,11 @@ def bundled_text() -> str:
     return resources.files("tightpass.models").joinpath("text.txt").read_text(encoding="utf-8")
 
 
+def usual(positions: int | None) -> int:
+    """How many tokens of a text are taken where nobody says."""
+    return TOKENS if positions is None else min(TOKENS, positions)
+
+
 def check_count(tokens: int, limit: int | None, name: str) -> None:
     """Raises InputError unless 1 <= tokens <= limit; None is no limit."""
     if tokens < 1:
@@ -97,7 +102,7 @@ def tokenize(
     if tokens is not None:
         check_count(tokens, model.positions, model.name)
     own = None if text is None else own_length(model.name, model.tokenizer, model.positions, text, special)
-    tokens = (TOKENS if own is None else own) if tokens is None else tokens
+    tokens = (usual(model.positions) if own is None else own) if tokens is None else tokens
     check_count(tokens, model.positions, model.name)
     if model.tokenizer is None:
         generator = torch.Generator().manual_seed(seed)
@@ -106,6 +111,10 @@ def tokenize(
     origin = "bundled text" if text is None else "given text"
     source = bundled_text() if text is None else text
     available = len(model.tokenizer(source, add_special_tokens=special, verbose=False)["input_ids"])
+    if available == 0:
+        raise InputError(
+            f"the tokenizer of {model.name} finds no token in the {origin}: files of it are missing; fetch them, or give token_ids"
+        )
     if available < tokens:
         raise InputError(
             f"the {origin} has {available} tokens, {tokens} were asked for; give a longer text or --tokens {available}"

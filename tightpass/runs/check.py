@@ -10,7 +10,7 @@ from typing import Any
 
 from tightpass import text
 from tightpass.errors import DoesNotFitError, InputError
-from tightpass.evidence.judge import check_k, check_method
+from tightpass.evidence.judge import check_count_of_values, check_k, check_method
 from tightpass.memory import memory_limit
 from tightpass.models.inputs import Given, check_tokens, read_input, refuse_text
 from tightpass.models.loading import (
@@ -24,7 +24,7 @@ from tightpass.models.loading import (
     tokenizer_of,
 )
 from tightpass.models.shape import Shape, shape_of
-from tightpass.models.tokens import TOKENS, Tokens, check_count, own_length
+from tightpass.models.tokens import Tokens, check_count, own_length, usual
 from tightpass.runs.directory import existing_part
 from tightpass.runs.jobs import blocks_of
 from tightpass.runs.plan import Plan, plan_for
@@ -80,9 +80,9 @@ def resolve(config: Config, given: Any = None, signal: Given | None = None) -> R
         config = config.model_copy(update={"tokens": len(read.ids)})
     listed = blocks_of(config, shape)
     limit = memory_limit(config.memory)
-    return Resolved(
-        config, source, shape, plan_for(config, shape, listed, limit, source), limit, config.directory(), read
-    )
+    planned = plan_for(config, shape, listed, limit, source)
+    check_count_of_values(planned.shape, config.k, config.vectors)
+    return Resolved(config, source, shape, planned, limit, config.directory(), read)
 
 
 def _count(config: Config, source: Source | None, given: Any, shape: Shape) -> int:
@@ -95,7 +95,7 @@ def _count(config: Config, source: Source | None, given: Any, shape: Shape) -> i
     if config.tokens is not None:
         return config.tokens
     if config.text is None:
-        return TOKENS
+        return usual(shape.positions)
     tokenizer = tokenizer_given(given) if source is None else tokenizer_of(source, offline=config.weights == "random")
     return own_length(config.model, tokenizer, shape.positions, config.text, config.special)
 
@@ -161,13 +161,19 @@ def check_fits(asked: Resolved) -> None:
     planned, config, directory, limit = asked.plan, asked.config, asked.directory, asked.memory
     if planned.memory > limit:
         smallest = -(-planned.memory // 2**20)
+        alone = planned.loaded > limit
         raise DoesNotFitError(
             f"{len(planned.jobs)} jobs, {planned.jobs[0]} to {planned.jobs[-1]}, each {planned.shape[0]} × {planned.shape[1]} ({planned.route}), need "
             f"{format_bytes(planned.memory)} of memory, {format_bytes(limit)} are allowed.\n"
-            f"The smallest that fits: --memory {smallest}MiB; fewer --tokens need less"
+            f"The smallest that fits: --memory {smallest}MiB; "
+            + (
+                f"the process and its model alone take {format_bytes(planned.loaded)}"
+                if alone
+                else "fewer --tokens need less"
+            )
             + (
                 ""
-                if planned.structure == BlockDiagonal().name or not config.forms_jacobian
+                if alone or planned.structure == BlockDiagonal().name or not config.forms_jacobian
                 else ", and so does --method topk"
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,17 @@ class Run:
         if doors.one_of(name, self.names):
             return self.spectra[self.names.index(name)]
         raise InputError(f"{self.directory} has no job {doors.shown(name)}; it has {', '.join(self.names)}")
+
+    def __len__(self) -> int:
+        """How many jobs are finished."""
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Spectrum]:
+        """The spectra of the finished jobs, in order."""
+        return iter(self.spectra)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
     @property
     def names(self) -> list[str]:
