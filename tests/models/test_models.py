@@ -266,6 +266,7 @@ def test_hooks_are_removed_even_if_the_forward_pass_fails(small_opt):
             "always contains its residuals",
         ),
         (lambda: tp.load_model(None), "got NoneType"),
+        (lambda: tp.run(tp.load_model("demo")), "run loads the model itself"),
         (
             lambda: tp.block(tp.load_model("demo"), "mlp", layer=0, text="one two", tokens=64),
             "tokens, 64 were asked for",
@@ -310,3 +311,9 @@ def test_an_unsupported_family_names_those_near_it(tmp_path):
 def test_weights_that_exceed_the_memory_are_refused_before_loading():
     with pytest.raises(tp.DoesNotFitError, match="smallest that fits"):
         tp.load_model("opt-66b", weights="random", memory=2**30)
+
+
+def test_models_and_blocks_are_one_line():
+    model = tp.load_model("demo", dtype="float32")
+    assert repr(model) == "Model(demo, pretrained: 6 layers of width 128, float32, cpu)"
+    assert repr(tp.block(model, "mlp", layer=0, tokens=3)) == "Block(L00.mlp of demo, x (3, 128), BlockDiagonal)"

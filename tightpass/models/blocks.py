@@ -63,6 +63,9 @@ class Block:
     decisions: tuple[Decision, ...] = field(default=(), repr=False)
     held: bool = field(default=False, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Block({self.name} of {self.model.name}, x {tuple(self.x.shape)}, {self.structure.name})"
+
     @property
     def name(self) -> str:
         return self.options.name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from tightpass.models.files import TOKENIZERS, check_weights, fault, has_any, re
 from tightpass.models.from_files import read_in_turn, read_whole
 from tightpass.models.given import adapted, applied, is_given, refuse_quantised, refuse_unusable, unwrapped
 from tightpass.models.invented import refuse_invented
+from tightpass.models.names import nearest
 from tightpass.models.parts import LayerParts, final_norm_of, parts_of
 from tightpass.models.shape import Shape, shape_of_config, shape_of_parts
 from tightpass.models.sizes import ALIASES, check_sizes, packaged_config
@@ -49,8 +49,6 @@ INCIDENTAL = {
     "use_cache",
 }
 WEIGHTS = ("pretrained", "random")
-NEAR = 0.75
-"""How much of two names must be the same for one to be meant by the other."""
 EXPECTED = (
     "expected a local directory, a Hub id such as openai-community/gpt2 (from the network, or its local cache), "
     "or one of `tightpass models`"
@@ -74,6 +72,10 @@ class Model:
     tokenizer: Any | None
     streamed: Streamed | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"Model({self.name}, {self.weights}: {len(self.parts)} layers of width {self.shape.width}, {precision}, {self.device})"
 
     @cached_property
     def parts(self) -> tuple[LayerParts, ...]:
@@ -207,13 +209,6 @@ def locate(name: str) -> Source:
     near = nearest(name)
     said = f"; nearest known names: {', '.join(near)}" if near else ""
     raise InputError(f"unknown model {doors.shown(name)}{said}\n{EXPECTED}")
-
-
-def nearest(name: str) -> list[str]:
-    """Short names that a name begins, or is a slip of the pen away from."""
-    known, name = ["demo", *ALIASES, *packages.PACKAGES], name.lower()
-    begun = [other for other in known if other.startswith(name)]
-    return begun[:3] or difflib.get_close_matches(name, known, n=3, cutoff=NEAR)
 
 
 def _inside(directory: Path) -> Path:

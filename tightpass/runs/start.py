@@ -70,6 +70,10 @@ def run(
     if progress is not None and not callable(progress):
         raise InputError(f"progress must be a function of (name, done, total), got {doors.shown(progress)}")
     signal = Given(pixel_values, input_features)
+    if isinstance(model, Model):
+        raise InputError(
+            "run loads the model itself, in the precision that is asked for; give its name, or the Hugging Face model"
+        )
     if is_given(model):
         given: Any = check_given(model)
         name = given.config.name_or_path or type(given).__name__
