@@ -36,11 +36,11 @@ def environment(rates: bool = True) -> dict[str, Any]:
         "packages": {name: version(name) for name in ("tightpass", "torch", "numpy", "scipy", "transformers", "h5py")},
         **({"gemm_gflops": {str(t)[6:]: gemm_rate(t) for t in (torch.float32, torch.float64)}} if rates else {}),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that is measured, and whether files of it were changed; "unknown" outside of a clone."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],

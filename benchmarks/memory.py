@@ -1,7 +1,8 @@
 """Peak memory of runs against what `plan` says of them: both above the loaded process.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py [NUMBER ...]
 
+With numbers those questions alone are asked again, counted from 1; the other results stay, each with its commit.
 Each question is asked in a process of its own. There a small run comes first, so that all that is loaded once is; then the
 model is loaded, the peak is reset, and the question answered: what lies above that moment is compared with the plan less its
 `loaded`. Memory is the same however busy the machine is.
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import fresh_process, peak_since_reset, reset_peak, save, table
+from common import commit, fresh_process, peak_since_reset, read, reset_peak, save, table
 
 AT_ONCE = 2
 """Processes."""
@@ -25,6 +26,8 @@ LAYER = {"layers": "0"}
 OPT = {"model": "opt-125m", "weights": "random", "layers": "0"}
 LLAMA = {"model": str(Path(__file__).parent / "llama"), "weights": "random", "layers": "0"}
 """A configuration alone, of a family laid out otherwise than OPT."""
+MIXTRAL = LLAMA | {"model": str(Path(__file__).parent / "mixtral")}
+"""Likewise, of experts."""
 TOPK = {"method": "topk"}
 FLOAT32 = {"dtype": "float32"}
 QUESTIONS: list[dict[str, Any]] = [
@@ -64,6 +67,8 @@ QUESTIONS: list[dict[str, Any]] = [
     {"block": "mlp", "tokens": 64, **LLAMA},
     {"block": "attn", "tokens": 12, **LLAMA},
     {"block": "layer", "tokens": 64, "k": 16, **TOPK, **LLAMA},
+    {"block": "mlp", "tokens": 16, **MIXTRAL},
+    {"block": "mlp", "tokens": 16, **FLOAT32, **MIXTRAL},
 ]
 
 
@@ -97,7 +102,7 @@ def peak_of(question: dict[str, Any]) -> int:
 def told(question: dict[str, Any]) -> dict[str, Any]:
     """With the model's folder as the repository has it."""
     model = question.get("model")
-    return question | {"model": f"benchmarks/{Path(model).name}"} if model == LLAMA["model"] else question
+    return question | {"model": f"benchmarks/{Path(model).name}"} if model and Path(model).is_dir() else question
 
 
 def case(question: dict[str, Any]) -> dict[str, Any]:
@@ -105,14 +110,22 @@ def case(question: dict[str, Any]) -> dict[str, Any]:
     import tightpass as tp
 
     peak, plan = min(fresh_process(__file__, json.dumps(question)) for _ in range(3)), tp.plan(**question)
-    found = {"question": told(question), "peak_bytes": peak, "planned_bytes": plan.memory - plan.loaded}
+    found = {
+        "question": told(question),
+        "peak_bytes": peak,
+        "planned_bytes": plan.memory - plan.loaded,
+        "commit": commit(),
+    }
     print(json.dumps(found), flush=True)
     return found
 
 
 def main() -> None:
+    again = [QUESTIONS[int(number) - 1] for number in sys.argv[1:]] or QUESTIONS
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        cases = list(pool.map(case, QUESTIONS[::-1]))[::-1]
+        found = list(pool.map(case, again[::-1]))
+    known = {json.dumps(c["question"]): c for c in [*(read("memory")["cases"] if sys.argv[1:] else []), *found]}
+    cases = [known[json.dumps(told(question))] for question in QUESTIONS]
     rows = [
         [json.dumps(c["question"]), f"{c['peak_bytes'] / 2**20:.0f}", f"{c['planned_bytes'] / 2**20:.0f}"]
         for c in cases
@@ -122,7 +135,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if sys.argv[1:] and sys.argv[1].startswith("{"):
         print(peak_of(json.loads(sys.argv[1])))
     else:
         main()

@@ -83,9 +83,11 @@ def _relu_units(block: Block) -> Units:
 
 def work_of(shape: Shape, kind: str, tokens: int, itemsize: int) -> Work:
     """Of `units`: the block in the other precision, the units of both, and the first map's weights in float64, in magnitude."""
-    if kind in ("attn", "head") or not shape.widest.relu:
+    if kind in ("attn", "head") or not (shape.widest.relu or shape.widest.routed):
         return Work()
-    other, d_ff = work_of_copy(shape, kind, itemsize, 12 - itemsize), shape.widest.d_ff
+    other, d_ff = work_of_copy(shape, kind, 12 - itemsize), shape.widest.d_ff
+    if not shape.widest.relu:
+        return other.dropped()
     calls = kept(depth_of(shape, kind) * 12 * tokens * d_ff)
     wide = 8 if itemsize == 8 else 16  # as they are, they need no copy in float64
     return other.then(calls, passing(wide * shape.width * d_ff + 40 * tokens * d_ff)).dropped()

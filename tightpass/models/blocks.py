@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ from tightpass.models.parts import LayerParts
 from tightpass.models.recomposed import check_recomposed
 from tightpass.models.shape import Shape
 from tightpass.structure import BlockDiagonal, BlockLowerTriangular, Dense, Structure
-from tightpass.work import Work, passing
+from tightpass.work import Work, kept, passing
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -214,8 +215,11 @@ class PinnedReLU(nn.Module):
 
 
 def convert(parts: LayerParts, dtype: torch.dtype, act: nn.Module | None) -> LayerParts:
-    """A deep copy of one layer in another precision, its activation replaced if one is given."""
-    layer = copy.deepcopy(parts.layer).to(dtype)
+    """A deep copy of one layer in another precision, its activation replaced if one is given. Parameters are not copied as they
+    are first: of experts they are most of a model."""
+    numbers = [p for p in parts.layer.parameters() if p.is_floating_point()]
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to(dtype, copy=True), False) for p in numbers}
+    layer = copy.deepcopy(parts.layer, memo).to(dtype)
     if act is not None and parts.act is not None:
         layer.set_submodule(next(path for path, module in parts.layer.named_modules() if module is parts.act), act)
     return parts.inside(layer)
@@ -328,18 +332,15 @@ def depth_of(shape: Shape, kind: str) -> int:
     return len(shape.layers) if kind == "model" else 1
 
 
-def work_of_copy(shape: Shape, kind: str, itemsize: int, other: int) -> Work:
-    """Of `Block.in_precision`, from numbers of one size to another: each layer is copied as it is, and then its parameters are
-    converted one after the other."""
-    layer, left = shape.widest, depth_of(shape, kind) * shape.widest.parameters * other
-    one = shape.width * max(layer.d_ff, layer.heads * layer.d_head) * min(itemsize, other) if itemsize != other else 0
-    return Work(0.0, left + layer.parameters * max(itemsize - other, 0) + one, left)
+def work_of_copy(shape: Shape, kind: str, itemsize: int) -> Work:
+    """Of `Block.in_precision`, in numbers of a size."""
+    return kept(depth_of(shape, kind) * shape.widest.parameters * itemsize)
 
 
 def work_of_checks(shape: Shape, kind: str, tokens: int, itemsize: int) -> Work:
     """Of the checks by values and differences: the block, its ReLU units held, and tangents beside its intermediates."""
     copied = kind in ("layer", "model") and shape.widest.relu
-    held = work_of_copy(shape, kind, itemsize, itemsize) if copied else Work()
+    held = work_of_copy(shape, kind, itemsize) if copied else Work()
     return held.then(passing(3 * tokens * width_of(shape, kind, tokens) * itemsize)).dropped()
 
 

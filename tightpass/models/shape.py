@@ -25,14 +25,16 @@ SAID = {
     "d_ff": ("ffn_dim", "intermediate_size"),
 }
 """What configurations call a size."""
+EXPERTS_AXES = 3
+"""Of a parameter that has a matrix for each expert."""
 WORDS = {"kv_heads": "heads of keys and values", "d_head": "features a head", "d_ff": "units"}
 
 
 @dataclass(frozen=True)
 class LayerShape:
     """Of one layer: query heads, heads of keys and values, width of a head, all 0 where it has no attention; units of the
-    MLP, whether its pieces read through norms of their own, whether its units are ReLUs, how many numbers its parameters are, and
-    whether the MLP is gated."""
+    MLP, whether its pieces read through norms of their own, whether its units are ReLUs, how many numbers its parameters are,
+    whether the MLP is gated, and whether it has experts."""
 
     heads: int
     kv_heads: int
@@ -42,6 +44,7 @@ class LayerShape:
     relu: bool
     parameters: int
     gated: bool = False
+    routed: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,10 @@ def shape_of_parts(base: nn.Module, family: Family, parts: Sequence[LayerParts])
 def _of_layer(parts: LayerParts) -> LayerShape:
     own = sum(p.numel() for p in parts.layer.parameters())
     relu = isinstance(parts.act, nn.ReLU) and not parts.gated
-    return LayerShape(parts.heads, parts.kv_heads, parts.d_head, parts.d_ff, parts.pre_norm, relu, own, parts.gated)
+    routed = any(p.ndim == EXPERTS_AXES for p in parts.layer.parameters())
+    return LayerShape(
+        parts.heads, parts.kv_heads, parts.d_head, parts.d_ff, parts.pre_norm, relu, own, parts.gated, routed
+    )
 
 
 def _width(parts: Sequence[LayerParts], config: Any) -> int:
