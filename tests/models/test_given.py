@@ -141,6 +141,59 @@ def test_wrappers_are_taken_off(wrap, tmp_path):
     assert np.array_equal(run["L00.mlp"].values, expected)
 
 
+class Between(nn.Module):
+    """As a TransformerBridge puts around every module of the model."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self._original_component = inner
+
+    def forward(self, *args, **kwargs):
+        return self._original_component(*args, **kwargs)
+
+
+def between(model):
+    for layer in model.model.layers:
+        layer.self_attn.o_proj = Between(layer.self_attn.o_proj)
+        layer.self_attn = Between(layer.self_attn)
+    return model
+
+
+def called(model):
+    """As nnsight: calls of its own, which do not see what is put in a module's place."""
+    for module in model.modules():
+        vars(module)["forward"], vars(module)["__nnsight__"] = module.forward, object()
+    return model
+
+
+@pytest.mark.parametrize("altered", [between, called])
+def test_what_libraries_put_into_a_model_is_taken_out(altered):
+    plain, given = tp.load_model(llama()), tp.load_model(altered(llama()))
+    assert given.weights_hash() == plain.weights_hash()
+    values = [tp.spectrum(tp.jacobian(tp.block(m, "attn", layer=1, token_ids=IDS))).values for m in (plain, given)]
+    assert np.array_equal(*values)
+
+
+def test_a_model_that_was_taken_apart_is_refused():
+    model = between(llama())
+    model.model.layers[0].mlp.up_proj = Between(nn.Identity())
+    with pytest.raises(tp.InputError, match=r"was taken apart: it has no model.layers.0.mlp.up_proj.weight"):
+        tp.load_model(model)
+
+
+@pytest.mark.parametrize("library", ["nnsight", "transformer_lens"])
+def test_the_libraries_themselves(library):
+    """Those that are installed here."""
+    wrapping, model = pytest.importorskip(library), llama()
+    plain = tp.load_model(model)
+    if library == "nnsight":
+        wrapped = wrapping.NNsight(model)
+    else:
+        bridge = pytest.importorskip("transformer_lens.model_bridge").TransformerBridge
+        wrapped = bridge.boot_transformers("demo", hf_model=model, tokenizer=tp.load_model("demo").tokenizer)
+    assert tp.load_model(wrapped).weights_hash() == plain.weights_hash()
+
+
 @pytest.mark.parametrize("said", ["compatibility_mode", "_weights_processed"])
 def test_folded_and_centred_weights_are_refused(said):
     bridge = Bridge(llama())

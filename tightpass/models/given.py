@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
 from tightpass.errors import InputError
+from tightpass.models.skeleton import put, tied, without_numbers
 
 PLAIN = (torch.Tensor, nn.Parameter)
-WRAPPED = ("original_model", "_model")
-"""Attributes that hold the model, of a TransformerBridge and of nnsight's wrappers."""
+BETWEEN = "_original_component"
+"""What a TransformerBridge calls a module that it has put one of its own around."""
+CALLED = "__nnsight__"
+"""What nnsight leaves in a module whose calls go through it."""
+WRAPPED = ("original_model", "_model", "_module")
+"""Attributes that hold the model, of a TransformerBridge and of wrappers of nnsight to 0.4 and from 0.5."""
 
 
 def is_given(model: Any) -> bool:
@@ -35,7 +41,30 @@ def unwrapped(model: Any) -> nn.Module:
         return unwrapped(model.get_base_model())
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a Hugging Face model, got {type(model).__name__}")
-    return model
+    return _rebuilt(model) if _altered(model) and not _adapted_layers(model) else model
+
+
+def _altered(model: nn.Module) -> bool:
+    """Whether its modules are not called as its own code says: a TransformerBridge puts modules of its own between them, nnsight
+    has calls of its own in each. A `forward` that the caller has put there is meant, and stays."""
+    return any(CALLED in vars(module) or BETWEEN in module._modules for module in model.modules())
+
+
+def _rebuilt(model: nn.Module) -> nn.Module:
+    """The model as its own code makes it, with the same weights, in eval mode where the given one is."""
+    held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    weights = {name.replace(f"{BETWEEN}.", ""): tensor for name, tensor in held}
+    made: Any = type(model)
+    with without_numbers():
+        fresh: nn.Module = made(copy.deepcopy(model.config))
+    for empty, keys in tied(fresh):
+        found = next((weights[key] for key in keys if key in weights), None)
+        if found is None:
+            raise InputError(
+                f"the given {made.__name__} was taken apart: it has no {keys[0]}; give the model as it was loaded"
+            )
+        put(fresh, keys, nn.Parameter(found.detach(), False) if isinstance(empty, nn.Parameter) else found)
+    return fresh.train(model.training)
 
 
 def _plainly(model: Any, name: str) -> Any:
