@@ -16,6 +16,7 @@ from torch import nn
 import tightpass as tp
 from tightpass.jacobians.autodiff import Linearisation
 from tightpass.jacobians.forms.attention import ClosedAttention
+from tightpass.jacobians.forms.attention_cost import GRAM_COLUMNS, sum_of_grams
 from tightpass.jacobians.forms.autodiff import Autodiff
 from tightpass.jacobians.forms.base import Form, Piece
 from tightpass.jacobians.forms.compose import Chain, Identity, Sum
@@ -413,3 +414,13 @@ def test_a_transpose_is_an_operator_like_any_other(kind):
     assert torch.allclose(J.T @ y, torch.from_numpy(J.T.to_scipy() @ y.numpy()))
     assert J.T.energy() == pytest.approx(float(A.square().sum()), rel=1e-12)
     assert repr(J.T).endswith(".T")
+
+
+def test_grams_of_long_rows_are_summed_in_parts():
+    """As in exact integers, and closer than one long sum."""
+    integers = torch.arange(3 * (2 * GRAM_COLUMNS + 5), dtype=torch.float64).reshape(3, -1) % 257
+    assert torch.equal(sum_of_grams(integers), integers @ integers.T)
+    rows = torch.randn(3, 2 * GRAM_COLUMNS + 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wide = rows.numpy().astype(np.longdouble)
+    apart = np.abs(sum_of_grams(rows).numpy() - wide @ wide.T).max()
+    assert apart <= 2e-14 * (wide[0] @ wide[0])

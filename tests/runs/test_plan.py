@@ -110,6 +110,13 @@ def test_weights_and_process_are_what_is_loaded():
     assert tp.plan(dtype="float32").loaded == planning.PROCESS_BYTES + 4 * shape.parameters
 
 
+def test_the_copy_of_experts_in_the_other_precision_is_planned():
+    experts = 8 * 3 * 768 * 2048
+    for dtype, other in (("float64", 4), ("float32", 8)):
+        plan = tp.plan(**memory.MIXTRAL, block="mlp", tokens=4, dtype=dtype)
+        assert plan.memory - plan.loaded >= other * experts
+
+
 def test_no_size_stands_in_the_plan_but_that_of_the_process():
     numbers = {name for name, value in vars(planning).items() if isinstance(value, int | float) and name.isupper()}
     assert numbers == {"PROCESS_BYTES"}
