@@ -101,7 +101,7 @@ def check_function(whole: Linearisation) -> str:
         raise InputError(f"no Jacobian of this function: {APART}")
     error, allowed = slope_error(fn, x, v, pushed)
     inside = narrowed(fn, x)
-    if inside is not None and (loses_precision(fn, x) or error > allowed or _lifts(fn, x, y)):
+    if inside is not None and (loses_precision(fn, x) or error > allowed or _stands_still(inside, fn, x, y)):
         raise InputError(f"no Jacobian of this function: {_lower(fn, x, inside)}")
     if not edges.found and error > allowed and _cuts(fn, x):
         raise InputError(f"no Jacobian of this function: {CUT}")
@@ -259,8 +259,11 @@ def narrowed(fn: Function, x: torch.Tensor) -> torch.dtype | None:
     return mode.seen
 
 
-def _lifts(fn: Function, x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether its value is another one without its casts. In half precision it may stand still where rounding is looked for."""
+def _stands_still(inside: torch.dtype, fn: Function, x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether its value is another one without its casts to half precision, in which it does not move by the steps that rounding
+    is looked for with."""
+    if inside.itemsize >= torch.float32.itemsize:
+        return False
     try:
         with torch.no_grad():
             return not _same(y, genuine(fn)(x.clone()))
