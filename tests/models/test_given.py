@@ -156,7 +156,7 @@ def between(model):
     for layer in model.model.layers:
         layer.self_attn.o_proj = Between(layer.self_attn.o_proj)
         layer.self_attn = Between(layer.self_attn)
-    return model
+    return model.eval()
 
 
 def called(model):
@@ -174,9 +174,16 @@ def test_what_libraries_put_into_a_model_is_taken_out(altered):
     assert np.array_equal(*values)
 
 
+def test_a_part_in_train_mode_is_seen_behind_them():
+    model = called(llama())
+    model.model.layers[1].self_attn.train()
+    with pytest.raises(tp.InputError, match=r"in train mode in its .*layers.1.self_attn"):
+        tp.load_model(model)
+
+
 def test_a_model_that_was_taken_apart_is_refused():
     model = between(llama())
-    model.model.layers[0].mlp.up_proj = Between(nn.Identity())
+    model.model.layers[0].mlp.up_proj = Between(nn.Identity()).eval()
     with pytest.raises(tp.InputError, match=r"was taken apart: it has no model.layers.0.mlp.up_proj.weight"):
         tp.load_model(model)
 

@@ -41,7 +41,10 @@ def unwrapped(model: Any) -> nn.Module:
         return unwrapped(model.get_base_model())
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a Hugging Face model, got {type(model).__name__}")
-    return _rebuilt(model) if _altered(model) and not _adapted_layers(model) else model
+    if not _altered(model) or _adapted_layers(model):
+        return model
+    refuse_unusable(model)  # what is made anew has no part in train mode
+    return _rebuilt(model)
 
 
 def _altered(model: nn.Module) -> bool:
