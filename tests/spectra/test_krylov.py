@@ -220,12 +220,13 @@ def test_topk_spectrum():
     assert leading.measures.effective_rank is None
 
 
-def test_topk_of_everything_is_everything():
+@pytest.mark.parametrize("k", [3, None])
+def test_topk_of_everything_is_everything(k):
     J = tp.jacobian(
         lambda x: x @ torch.diag(torch.tensor([3.0, 2.0, 0.0], dtype=torch.float64)),
         torch.ones(1, 3, dtype=torch.float64),
     )
-    s = tp.spectrum(J, method="topk", k=99)
+    s = tp.spectrum(J, method="topk", k=k)
     assert not s.partial
     assert s.rank.interval == (2, 2)
     assert s.rank.flag == "certified"
@@ -237,6 +238,8 @@ def test_topk_of_everything_is_everything():
         ({"k": 3}, "k is how many values method topk finds"),
         ({"method": "topk", "k": 0}, "k must be at least 1"),
         ({"method": "topk", "k": 2, "vectors": 3}, "vectors must be at most k = 2"),
+        ({"method": "topk", "k": 7}, "k must be at most 6, as many as J, 6 × 6, has; got 7"),
+        ({"vectors": 7}, "vectors must be at most 6"),
         ({"method": "leading"}, "method must be one of auto, exact, topk"),
     ],
 )
