@@ -90,6 +90,7 @@ class Cached:
         return torch.stack(self.seen).sum(0) + x
 
 
+HALF = torch.eye(4, dtype=torch.float16)
 WEIGHT = nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
 
 
@@ -133,6 +134,10 @@ def without_gradient(x):
         (
             lambda x: torch.tanh(x.half()).double(),
             r"\(float16 within float64\); give tp.genuine\(fn\), which lifts such casts$",
+        ),
+        (
+            lambda x: torch.tanh(x.half() @ HALF).double(),
+            r"\(float16 within float64\); give a function that computes in float64$",
         ),
         (lambda x: x.type("torch.FloatTensor").exp().double(), r"\(float32 within float64\); give x in float32$"),
         (lambda x: None, "return one .* got NoneType"),

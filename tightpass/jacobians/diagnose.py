@@ -274,10 +274,18 @@ def _stands_still(inside: torch.dtype, fn: Function, x: torch.Tensor, y: torch.T
 def _lower(fn: Function, x: torch.Tensor, inside: torch.dtype) -> str:
     """What to tell of a function that computes in a precision below x's."""
     said = f"it computes in a lower precision inside ({_name(inside)} within {_name(x.dtype)}); give "
-    remedies = ["tp.genuine(fn), which lifts such casts"] if narrowed(genuine(fn), x) is None else []
+    remedies = ["tp.genuine(fn), which lifts such casts"] if _lifted(fn, x) else []
     if inside == torch.float32:
         remedies.append("x in float32")
     return said + (" or ".join(remedies) or f"a function that computes in {_name(x.dtype)}")
+
+
+def _lifted(fn: Function, x: torch.Tensor) -> bool:
+    """Whether it computes in x's precision, and at all, once its casts are lifted: weights in half precision meet x then."""
+    try:
+        return narrowed(genuine(fn), x) is None
+    except Exception:  # a user's function may raise anything
+        return False
 
 
 def _name(dtype: torch.dtype) -> str:
